@@ -1,0 +1,104 @@
+"""What the plug-in must know of a model family, and which families there are.
+
+A new family is a new file that builds one :class:`Family` and a line in ``_FAMILIES``; from outside the package,
+:func:`register_family` does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where an attention output appears.
+
+    Attributes:
+        name: of the attention block, as users select it.
+        path: of the module to listen to, below the denoiser.
+        where: ``"input"`` or ``"output"`` of that module, a tensor ``[B, tokens, D]``.
+        text_first: whether text tokens precede the image tokens there.
+    """
+
+    name: str
+    path: str
+    where: str
+    text_first: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        name: for messages and logs.
+        component: attribute of the pipeline that holds the denoiser.
+        pipelines: pipeline classes, for messages.
+        matches: whether a module is a denoiser of this family.
+        defaults: fields of :class:`negengine.NegToMe` that are None take these.
+        sites: every attention block of a denoiser, in order of execution.
+        sample: name of the denoiser's input that holds the latents.
+        batched: names of its other inputs with one row per image (tensors, or containers of them).
+        text_tokens: number of text tokens in a call, from its named inputs.
+        latent_size: ``(height, width)`` of a call's latents, from its named inputs; None if they do not tell.
+        token_grids: number of image tokens -> their grid, for latents of a height and width.
+        pack: latents ``[A, C, h, w]`` -> rows as ``sample`` takes them.
+    """
+
+    name: str
+    component: str
+    pipelines: tuple[str, ...]
+    matches: Callable[[nn.Module], bool]
+    defaults: Mapping[str, Any]
+    sites: Callable[[nn.Module], Iterable[Site]]
+    sample: str
+    batched: tuple[str, ...]
+    text_tokens: Callable[[Mapping[str, Any]], int]
+    latent_size: Callable[[Mapping[str, Any]], Grid | None]
+    token_grids: Callable[[int, int], dict[int, Grid]]
+    pack: Callable[[Tensor], Tensor]
+
+
+_FAMILIES: list[Family] = []
+
+
+def register_family(family: Family) -> None:
+    """Make ``apply`` accept the denoisers of another family."""
+    _FAMILIES.append(family)
+
+
+def find_denoiser(target: Any) -> tuple[nn.Module, Family]:
+    """The denoiser of a pipeline (or the denoiser itself) and its family.
+
+    Raises:
+        TypeError: no family fits; names those that do and how to add one.
+    """
+    if isinstance(target, nn.Module):
+        candidates = [target]
+    else:
+        components = dict.fromkeys(family.component for family in _FAMILIES)
+        candidates = [c for name in components if isinstance(c := getattr(target, name, None), nn.Module)]
+    for candidate in candidates:
+        denoiser = getattr(candidate, "_orig_mod", candidate)  # torch.compile's wrapper
+        for family in _FAMILIES:
+            if family.matches(denoiser):
+                return denoiser, family
+    inside = f" (its denoiser is a {type(candidates[0]).__name__})" if candidates and candidates[0] is not target else ""
+    supported = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in _FAMILIES)
+    raise TypeError(
+        f"negengine does not know {type(target).__name__}{inside}. It knows {supported}, and their denoisers. "
+        "To add a family, describe it with negengine.diffusers.Family and register_family (docs/families.md)."
+    )
+
+
+from negengine.diffusers.families.flux import FLUX  # noqa: E402  (the families need the records above)
+from negengine.diffusers.families.sdxl import SDXL  # noqa: E402
+
+register_family(FLUX)
+register_family(SDXL)

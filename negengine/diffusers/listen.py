@@ -1,0 +1,57 @@
+"""Listening to a method of one object, without touching its class."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class MethodListener:
+    """Calls back after ``owner.name(...)`` returns, until removed.
+
+    Listeners may be stacked, also by other libraries, and removed in any order: one that is buried under another
+    stays in the chain and only falls silent.
+    """
+
+    def __init__(self, owner: Any, name: str, heard: Callable[[Mapping[str, Any], Any], None]) -> None:
+        """``heard(arguments by name, result)`` is called after each call."""
+        self.owner, self.name, self.heard = owner, name, heard
+        self.call = _Call(getattr(owner, name), self)
+        setattr(owner, name, self.call)
+
+    def remove(self) -> None:
+        self.call.listener = None
+        if vars(self.owner).get(self.name) is self.call:
+            if self.call.overrode_instance:
+                setattr(self.owner, self.name, self.call.original)
+            else:
+                delattr(self.owner, self.name)
+
+
+class _Call:
+    """The callable that stands in for the method."""
+
+    def __init__(self, original: Callable[..., Any], listener: MethodListener) -> None:
+        functools.update_wrapper(self, original)
+        self.original = original
+        self.listener: MethodListener | None = listener
+        self.overrode_instance = listener.name in vars(listener.owner)
+        self.signature = inspect.signature(original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.original(*args, **kwargs)
+        if self.listener is not None:
+            bound = self.signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            self.listener.heard(bound.arguments, result)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copied scheduler or pipeline is not listened to; it must not call the original's method either.
+        owner = getattr(self.original, "__self__", None)
+        if owner is None or id(owner) not in memo:
+            return copy.deepcopy(self.original, memo)
+        return getattr(type(owner), self.original.__name__).__get__(memo[id(owner)])

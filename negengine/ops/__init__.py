@@ -1,0 +1,7 @@
+"""Torch operators of the engine. They know tensors and backends, no pipeline."""
+
+from negengine.ops.dropout import keep_tokens
+from negengine.ops.negtome import match, negtome, negtome_
+from negengine.ops.registry import Backend, backends, register_backend
+
+__all__ = ["Backend", "backends", "keep_tokens", "match", "negtome", "negtome_", "register_backend"]

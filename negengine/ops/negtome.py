@@ -1,0 +1,270 @@
+"""The NegToMe operator: cosine search, threshold, extrapolation (spec section 1; arXiv 2412.01339, algorithm 1).
+
+Three operators are registered with ``torch.library``: ``negengine::match``, ``negengine::negtome`` and the in-place
+``negengine::negtome_``. References enter as an index table, so that one code path serves the first image of a group,
+all others, the previous ones, both halves of classifier-free guidance, several prompts and given pictures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+import negengine.ops.eager  # noqa: F401  (registers the backend)
+from negengine.ops import registry
+from negengine.reference import MATCHINGS
+
+_LIBRARY = torch.library.Library("negengine", "DEF")
+_SEARCH = "Tensor? mask, str matching, str search, str? backend"
+_LIBRARY.define(f"match(Tensor x, Tensor? bank, Tensor references, {_SEARCH}) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "negtome(Tensor x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, "
+    f"{_SEARCH}) -> Tensor"
+)
+_LIBRARY.define(
+    "negtome_(Tensor(a!) x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, "
+    f"Tensor(b!)? stats, {_SEARCH}) -> ()"
+)
+
+
+# --- what users call ---------------------------------------------------------------------------------------------
+
+
+def match(
+    x: Tensor,
+    reference: Tensor,
+    mask: Tensor | None = None,
+    matching: str = "paper",
+    search: str = "auto",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Best reference token of every source token.
+
+    Args:
+        x: source tokens ``[B, T, D]``, float16, bfloat16, float32 or float64.
+        reference: ``[M, D]`` for all images or ``[B, M, D]``, same dtype and device.
+        mask: bool ``[M]`` or ``[B, M]``, true where a token may be matched.
+        matching: ``"paper"`` (argmax over the reference) or ``"release"`` (as in the published code; ``M == T``).
+        search: ``"auto"`` (fastest that keeps the numeric contract of the dtype) or ``"exact"``.
+        backend: name of a backend (see :func:`negengine.ops.backends`); the best usable one if None.
+
+    Returns:
+        cosine ``[B, T]`` float32 (``-inf``: nothing to match) and index ``[B, T]`` int32 (``-1``: none).
+
+    Raises:
+        ValueError, TypeError: wrong shapes, dtypes, devices or names. RuntimeError: no backend can take the call.
+    """
+    bank, references, mask = _as_bank(x, reference, mask)
+    _check(x, bank, references, mask, matching, search, backend)
+    return torch.ops.negengine.match(x, bank, references, mask, matching, search, backend)
+
+
+def negtome(
+    x: Tensor,
+    reference: Tensor,
+    alpha: float | Tensor = 0.9,
+    threshold: float | Tensor = 0.65,
+    mask: Tensor | None = None,
+    matching: str = "paper",
+    search: str = "auto",
+    backend: str | None = None,
+) -> Tensor:
+    """``y_i = (1 + alpha) x_i - alpha r_j(i)`` where the best cosine exceeds ``threshold``, else ``x_i``.
+
+    Args:
+        x, reference, mask, matching, search, backend: see :func:`match`.
+        alpha: a number, or a tensor of one number or of ``[B]`` numbers on ``x``'s device (not read on the host).
+        threshold: a number in ``[-1, 1]``, or a tensor of one number on ``x``'s device.
+
+    Returns:
+        A new tensor ``[B, T, D]``. Not differentiable.
+
+    Raises:
+        As :func:`match`; ValueError for an alpha that is not finite or a threshold outside ``[-1, 1]``.
+    """
+    bank, references, mask = _as_bank(x, reference, mask)
+    _check(x, bank, references, mask, matching, search, backend)
+    alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
+    return torch.ops.negengine.negtome(x, bank, references, alpha, threshold, None, mask, matching, search, backend)
+
+
+def negtome_(
+    x: Tensor,
+    references: Tensor,
+    alpha: float | Tensor,
+    threshold: float | Tensor,
+    bank: Tensor | None = None,
+    mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    stats: Tensor | None = None,
+    matching: str = "paper",
+    search: str = "auto",
+    backend: str | None = None,
+) -> Tensor:
+    """NegToMe in place, every image against its own set of reference images.
+
+    Args:
+        x: ``[B, T, D]``, overwritten; unit inner stride.
+        references: int32 ``[B, K]``: row ``b`` lists the bank's images that image ``b`` is pushed away from, padded with
+            ``-1`` (see :func:`negengine.reference.group_references`).
+        alpha, threshold: as in :func:`negtome`.
+        bank: ``[R, M, D]``; ``x`` itself if None. All reads are of values from before the update.
+        mask: bool ``[R, M]``. keep: bool ``[B, T]``, false drops a token from merging.
+        stats: int64 ``[3]``; merged tokens, tokens that had a reference, and one call are added to it.
+        matching: ``"release"`` needs ``K == 1``.
+
+    Returns:
+        ``x``.
+    """
+    _check(x, bank, references, mask, matching, search, backend)
+    alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
+    torch.ops.negengine.negtome_(
+        x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend
+    )
+    return x
+
+
+def as_alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
+    """``alpha`` as float64 ``[B]`` on ``x``'s device."""
+    if isinstance(alpha, Tensor):
+        if alpha.numel() not in (1, len(x)):
+            raise ValueError(f"alpha has {alpha.numel()} values for a batch of {len(x)}; give one or one per image")
+        return alpha.to(x.device, torch.float64).reshape(-1).expand(len(x))
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    return torch.full((len(x),), alpha, dtype=torch.float64, device=x.device)
+
+
+def as_threshold(threshold: float | Tensor, x: Tensor) -> Tensor:
+    """``threshold`` as float64 ``[1]`` on ``x``'s device."""
+    if isinstance(threshold, Tensor):
+        if threshold.numel() != 1:
+            raise ValueError(f"threshold has {threshold.numel()} values; give one")
+        return threshold.to(x.device, torch.float64).reshape(1)
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"threshold is compared with a cosine and must lie in [-1, 1], got {threshold}")
+    return torch.full((1,), threshold, dtype=torch.float64, device=x.device)
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A reference for all or for each image, as bank, index table and bank mask."""
+    if x.ndim != 3:
+        raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
+    B = len(x)
+    if reference.ndim not in (2, 3) or (reference.ndim == 3 and len(reference) != B):
+        raise ValueError(f"reference must have shape [M, D] or [{B}, M, D], got {list(reference.shape)}")
+    M = reference.shape[-2]
+    if mask is not None and list(mask.shape) not in ([M], [B, M]):
+        raise ValueError(f"mask must have shape [{M}] or [{B}, {M}], got {list(mask.shape)}")
+    shared = reference.ndim == 2 and (mask is None or mask.ndim == 1)
+    if shared:
+        references = torch.zeros(B, 1, dtype=torch.int32, device=x.device)
+        return reference[None], references, None if mask is None else mask[None]
+    bank = reference.expand(B, *reference.shape[-2:])
+    references = torch.arange(B, dtype=torch.int32, device=x.device)[:, None]
+    return bank, references, None if mask is None else mask.expand(B, M)
+
+
+def _check(
+    x: Tensor,
+    bank: Tensor | None,
+    references: Tensor,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+    backend: str | None,
+) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+    if matching not in MATCHINGS:
+        raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
+    source, bank = x, x if bank is None else bank
+    if bank.ndim != 3 or bank.shape[-1] != x.shape[-1]:
+        raise ValueError(f"the reference must have the {x.shape[-1]} channels of x, got shape {list(bank.shape)}")
+    if bank.dtype != source.dtype or bank.device != source.device:
+        raise TypeError(
+            f"the reference is {bank.dtype} on {bank.device}, x is {source.dtype} on {source.device}; they must agree"
+        )
+    R, M, D = bank.shape
+    if M == 0 or D == 0 or R == 0:
+        raise ValueError(f"the reference is empty: shape {list(bank.shape)}")
+    if references.ndim != 2 or len(references) != len(x):
+        raise ValueError(f"references must have shape [{len(x)}, K], got {list(references.shape)}")
+    if references.dtype != torch.int32:
+        raise TypeError(f"references must be int32, got {references.dtype}")
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool, got {mask.dtype}")
+    if mask is not None and list(mask.shape) != [R, M]:
+        raise ValueError(f"mask must have shape [{R}, {M}], got {list(mask.shape)}")
+    for name, tensor in (("references", references), ("mask", mask)):
+        if tensor is not None and tensor.device != x.device:
+            raise TypeError(f"{name} is on {tensor.device}, x on {x.device}; they must agree")
+    if matching == "release" and (references.shape[1] != 1 or x.shape[1] != M):
+        raise ValueError(
+            "matching='release' is defined for one reference image with as many tokens as the source only, "
+            f"got {references.shape[1]} reference images of {M} tokens for {x.shape[1]} source tokens; "
+            "use matching='paper'"
+        )
+    if backend is not None:
+        registry.known(backend)
+    if search not in registry.SEARCHES:
+        raise ValueError(f"search must be one of {registry.SEARCHES}, got {search!r}")
+
+
+# --- operators ---------------------------------------------------------------------------------------------------
+
+
+def _gate(
+    x: Tensor, cosine: Tensor, index: Tensor, threshold: Tensor, keep: Tensor | None
+) -> Tensor:
+    gate = (index >= 0) & (cosine > threshold.to(cosine.dtype))
+    return gate if keep is None else gate & keep
+
+
+def _match_impl(x, bank, references, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    chosen = registry.choose(backend, x.device, x.dtype, search)
+    cosine, index = chosen.match(x, x if bank is None else bank, references, mask, matching, search)
+    return cosine.float(), index
+
+
+def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend, stats=None):  # type: ignore[no-untyped-def]
+    chosen = registry.choose(backend, x.device, x.dtype, search)
+    bank = x if bank is None else bank
+    cosine, index = chosen.match(x, bank, references, mask, matching, search)
+    gate = _gate(x, cosine, index, threshold, keep)
+    if stats is not None:
+        eligible = (references >= 0).any(1).sum() * x.shape[1]
+        stats.add_(torch.stack([gate.sum(), eligible, torch.ones_like(eligible)]))
+    return chosen.merge(x, bank, references, index, gate, alpha)
+
+
+def _negtome_inplace_impl(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    y = _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend, stats)
+    x.copy_(y)
+
+
+_LIBRARY.impl("match", _match_impl, "CompositeExplicitAutograd")
+_LIBRARY.impl("negtome", _negtome_impl, "CompositeExplicitAutograd")
+_LIBRARY.impl("negtome_", _negtome_inplace_impl, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("negengine::match")
+def _match_fake(x, bank, references, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int32)
+
+
+@torch.library.register_fake("negengine::negtome")
+def _negtome_fake(x, bank, references, alpha, threshold, keep, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("negengine::negtome_")
+def _negtome_inplace_fake(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    return None

@@ -1,0 +1,71 @@
+"""Which backends exist, which can run a call, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SEARCHES = ("auto", "exact", "bf16", "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the search and the merge.
+
+    Attributes:
+        name: what users pass as ``backend=``.
+        missing: returns None if the backend can run on this machine, else why it cannot.
+        refuses: ``(device, dtype, search) ->`` None if it takes such a call, else why not.
+        match: ``(x, bank, references, mask, matching, search) -> (cosine [B, T], index int32 [B, T])``.
+        merge: ``(x, bank, references, index, gate, alpha) -> y [B, T, D]``.
+    """
+
+    name: str
+    missing: Callable[[], str | None]
+    refuses: Callable[[torch.device, torch.dtype, str], str | None]
+    match: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str], tuple[Tensor, Tensor]]
+    merge: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+_BACKENDS: dict[str, Backend] = {}  # in order of preference
+
+
+def register_backend(backend: Backend) -> None:
+    """Add a backend; those registered first are preferred."""
+    if backend.name in _BACKENDS:
+        raise ValueError(f"backend {backend.name!r} is registered already")
+    _BACKENDS[backend.name] = backend
+
+
+def backends() -> dict[str, str | None]:
+    """Name of every backend -> None if it can be used on this machine, else the reason why not."""
+    return {name: backend.missing() for name, backend in _BACKENDS.items()}
+
+
+def known(name: str) -> str:
+    """``name`` if there is such a backend; raises ValueError naming those there are."""
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; there are {', '.join(_BACKENDS)}")
+    return name
+
+
+def choose(name: str | None, device: torch.device, dtype: torch.dtype, search: str) -> Backend:
+    """The backend for a call: the named one, or the first that can take it.
+
+    Raises:
+        ValueError: unknown name or search.
+        RuntimeError: the named backend, or every backend, cannot run this call; says why.
+    """
+    if search not in SEARCHES:
+        raise ValueError(f"search must be one of {SEARCHES}, got {search!r}")
+    candidates = list(_BACKENDS.values()) if name is None else [_BACKENDS[known(name)]]
+    reasons = []
+    for backend in candidates:
+        reason = backend.missing() or backend.refuses(device, dtype, search)
+        if reason is None:
+            return backend
+        reasons.append(f"{backend.name}: {reason}")
+    raise RuntimeError(f"no backend for {dtype} on {device} with search={search!r} ({'; '.join(reasons)})")
