@@ -223,7 +223,7 @@ class Applied:
         self._follow(pipe.scheduler)
         embeds = result[0]
         images = arguments.get("num_images_per_prompt") or 1
-        self.run.begin(images, len(embeds), embeds.shape[1], embeds.device)
+        self.run.begin(images, len(embeds), embeds.device)
 
     def _latents_prepared(self, arguments: Mapping[str, Any], result: Any) -> None:
         pipe = self._pipe()  # type: ignore[misc]

@@ -61,7 +61,7 @@ class Run:
 
     # --- host: once per run --------------------------------------------------------------------------------------
 
-    def begin(self, images_per_prompt: int, rows: int, text_tokens: int, device: torch.device) -> None:
+    def begin(self, images_per_prompt: int, rows: int, device: torch.device) -> None:
         """A pipeline call has encoded its prompts: ``rows`` = prompts x images per prompt.
 
         Raises:
@@ -75,7 +75,7 @@ class Run:
             )
         self.settings.alphas(self.settings.timesteps[1], group_size)  # type: ignore[index]
         self.active = False
-        self.group_size, self.text_tokens = group_size, text_tokens
+        self.group_size = group_size
         self.timesteps, self.position = [], 0
         self.steps = self.active_steps = 0
         self.plans.clear()
