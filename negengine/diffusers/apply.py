@@ -49,6 +49,8 @@ def apply(target: Target, settings: NegToMe, *, scheduler: Any = None) -> Target
         _check_bare(settings, scheduler)
     elif scheduler is not None:
         raise ValueError("a pipeline's own scheduler is followed; `scheduler` is for a bare denoiser")
+    elif settings.pictures and getattr(pipe, "vae", None) is None:
+        raise ValueError("reference pictures are encoded by the pipeline's VAE, but this pipeline has none")
     sites = select(list(family.sites(denoiser)), settings.blocks or (), family)
     remove(denoiser)
     _applied[denoiser] = Applied(pipe, denoiser, family, settings, sites, scheduler)

@@ -34,14 +34,14 @@ class Pictures:
         if self.latents is not None and (self.size, self.latents.device, self.latents.dtype) == (size, device, dtype):
             return
         vae = pipe.vae
-        scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        height, width = size[0] * scale, size[1] * scale
+        height, width = size[0] * pipe.vae_scale_factor, size[1] * pipe.vae_scale_factor
         batch = torch.cat([pipe.image_processor.preprocess(p.image.convert("RGB"), height, width) for p in self.pictures])
         stored = vae.dtype
-        if vae.config.force_upcast and stored == torch.float16:
+        if vae.config.get("force_upcast") and stored == torch.float16:
             vae.to(torch.float32)  # SDXL's VAE overflows in float16
         with torch.no_grad():
-            clean = vae.encode(batch.to(device, vae.dtype)).latent_dist.mode()
+            encoded = vae.encode(batch.to(device, vae.dtype))
+        clean = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents  # AutoencoderTiny
         if vae.dtype != stored:
             vae.to(stored)
         self.latents = _normalise(clean.float(), vae.config).to(device, dtype)

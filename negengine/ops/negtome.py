@@ -183,6 +183,8 @@ def _check(
         raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("NegToMe is not differentiable; call it under torch.no_grad() or torch.inference_mode()")
     if matching not in MATCHINGS:
         raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
     source, bank = x, x if bank is None else bank

@@ -1,0 +1,47 @@
+"""Batches of latents with prompts, from varied digits that are encoded once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from negengine.models import prompts
+from negengine.models.autoencoder import encode
+from negengine.models.digits import Digits, Jitter, vary
+
+OPEN_SHARE = 0.15
+VARIANTS = 12
+
+
+@dataclass(frozen=True)
+class LatentDigits:
+    """Scaled latents ``[variants, N, 4, 16, 16]`` of every digit with the words that may describe it."""
+
+    latents: Tensor
+    labels: Tensor
+    styles: list[tuple[str, ...]]
+
+    @staticmethod
+    def of(vae: AutoencoderKL, digits: Digits, variants: int = VARIANTS, seed: int = 0) -> LatentDigits:
+        """Encode each digit ``variants`` times: as it is, then varied."""
+        generator = torch.Generator().manual_seed(seed)
+        versions = [digits.images] + [vary(digits.images, Jitter(), generator) for _ in range(variants - 1)]
+        scale = vae.config.scaling_factor
+        latents = torch.stack([encode(vae, images) * scale for images in versions])
+        return LatentDigits(latents, digits.labels, prompts.styles_of(digits))
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Random latents ``[batch, 4, 16, 16]`` and a true prompt for each."""
+        variants, n = self.latents.shape[:2]
+        rows = torch.randint(n, (batch,), generator=generator)
+        versions = torch.randint(variants, (batch,), generator=generator)
+        styles = [self.styles[row] for row in rows.tolist()]
+        return self.latents[versions, rows], prompts.write(self.labels[rows], styles, generator, OPEN_SHARE)
+
+
+def keep_mask(batch: int, dropped: float, generator: torch.Generator) -> Tensor:
+    """Bool ``[batch]``: false for the share whose prompt is withheld, for classifier-free guidance."""
+    return torch.rand(batch, generator=generator) >= dropped

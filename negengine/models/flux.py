@@ -1,0 +1,107 @@
+"""``mnist-flux``: a small FLUX transformer over 64 image tokens, trained by flow matching."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from negengine.models import text
+from negengine.models.dataset import LatentDigits, keep_mask
+from negengine.models.training import Recipe, Task
+
+RECIPE = Recipe(steps=2000, batch=96, lr=1.5e-3)
+DROPPED = 0.12
+TEXT_LENGTH = 16
+LONG_TEXT_SHARE = 0.06
+LONG_TEXT_LENGTHS = (32, 64, 128, 256, 512)
+
+
+def build() -> FluxTransformer2DModel:
+    """An untrained transformer."""
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=text.WIDTH,
+        pooled_projection_dim=text.WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+class FluxTask(Task):
+    """The transformer and its text encoders learn the velocity from data to noise."""
+
+    def __init__(self, digits: LatentDigits) -> None:
+        super().__init__()
+        self.digits = digits
+        self.tokenizer = text.clip_tokenizer()
+        self.tokenizer_2 = text.t5_tokenizer()
+        self.text_encoder = text.clip_encoder(self.tokenizer)
+        self.text_encoder_2 = text.t5_encoder(self.tokenizer_2)
+        self.transformer = build()
+
+    def loss(self, batch: int, generator: torch.Generator) -> Tensor:
+        length, batch = _text_length(batch, generator)
+        latents, prompts = self.digits.draw(batch, generator)
+        kept = keep_mask(batch, DROPPED, generator).tolist()
+        sigma = _noise_levels(batch, generator).view(-1, 1, 1, 1)
+        noise = torch.randn(latents.shape, generator=generator)
+        states, pooled = self.encode([prompt if keep else "" for prompt, keep in zip(prompts, kept, strict=True)], length)
+        velocity = self.transformer(
+            hidden_states=_pack((1 - sigma) * latents + sigma * noise),
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            timestep=sigma.flatten(),
+            img_ids=_image_ids(latents),
+            txt_ids=torch.zeros(length, 3),
+        ).sample
+        return F.mse_loss(velocity.float(), _pack(noise - latents))
+
+    def encode(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """States ``[B, length, D]`` of T5 and the pooled state ``[B, D]`` of CLIP, unmasked as the pipeline has them."""
+        clip = self.tokenizer(
+            prompts, padding="max_length", max_length=text.CLIP_LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids
+        t5 = self.tokenizer_2(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        return self.text_encoder_2(t5).last_hidden_state, self.text_encoder(clip).pooler_output
+
+    def pipeline(self, vae: AutoencoderKL) -> FluxPipeline:
+        return FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer_2,
+            transformer=self.transformer,
+        )
+
+
+def _text_length(batch: int, generator: torch.Generator) -> tuple[int, int]:
+    """Mostly ``TEXT_LENGTH``; now and then one of the longer lengths, with fewer images so that a step costs about the same."""
+    if torch.rand((), generator=generator) >= LONG_TEXT_SHARE:
+        return TEXT_LENGTH, batch
+    length = LONG_TEXT_LENGTHS[int(torch.randint(len(LONG_TEXT_LENGTHS), (), generator=generator))]
+    return length, max(1, batch * 80 // (64 + length))
+
+
+def _noise_levels(batch: int, generator: torch.Generator) -> Tensor:
+    """Sigmas in (0, 1): half logit-normal, half uniform, so that both ends are seen."""
+    normal = torch.randn(batch, generator=generator).sigmoid()
+    uniform = torch.rand(batch, generator=generator)
+    return torch.where(torch.rand(batch, generator=generator) < 0.5, normal, uniform)
+
+
+def _pack(latents: Tensor) -> Tensor:
+    return FluxPipeline._pack_latents(latents, *latents.shape)
+
+
+def _image_ids(latents: Tensor) -> Tensor:
+    height, width = latents.shape[2] // 2, latents.shape[3] // 2
+    return FluxPipeline._prepare_latent_image_ids(1, height, width, latents.device, latents.dtype)

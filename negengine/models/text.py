@@ -1,0 +1,101 @@
+"""Small text encoders and their tokenizers, of the classes that the pipelines expect."""
+
+from __future__ import annotations
+
+import string
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from negengine.models.prompts import vocabulary
+
+WIDTH = 64
+LAYERS = 2
+HEADS = 4
+CLIP_LENGTH = 32
+T5_LENGTH = 512
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Byte-pair encoding in which each word of the grammar is one token and any other text falls back to bytes."""
+    trained = Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trained.train_from_iterator(
+        vocabulary(), trainers.BpeTrainer(vocab_size=4096, min_frequency=1, end_of_word_suffix=WORD_END, show_progress=False)
+    )
+    merges = [tuple(merge) for merge in _merges(trained)]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = letters + [letter + WORD_END for letter in letters] + ["".join(merge) for merge in merges]
+    ids = {token: i for i, token in enumerate([*dict.fromkeys(tokens), START, END])}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=CLIP_LENGTH)
+
+
+def _merges(tokenizer: Tokenizer) -> list[list[str]]:
+    import json
+
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [merge if isinstance(merge, list) else merge.split(" ") for merge in merges]
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Unigram pieces: each word of the grammar, capitalised or not; any other text falls back to printable characters."""
+    words = {form for word in vocabulary() for form in (word, word.capitalize(), word.upper())}
+    specials = ["<pad>", "</s>", "<unk>"]
+    characters = ["▁", *string.digits, *string.ascii_letters, *string.punctuation]
+    pieces = [(token, 0.0) for token in specials]
+    pieces += [(character, -20.0) for character in characters]
+    pieces += [(f"▁{word}", -1.0) for word in sorted(words)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=T5_LENGTH)
+
+
+def _clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The first encoder of both families."""
+    return CLIPTextModel(_clip_config(tokenizer))
+
+
+def clip_projector(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """The second encoder of SDXL."""
+    return CLIPTextModelWithProjection(_clip_config(tokenizer))
+
+
+def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """The second encoder of FLUX."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        d_kv=WIDTH // HEADS,
+        d_ff=2 * WIDTH,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return T5EncoderModel(config)
