@@ -1,0 +1,45 @@
+# make demo and make test work on a machine that has Python, a C++ compiler and a package registry.
+PYTHON ?= python3
+VENV   ?= .venv
+PY     ?= $(VENV)/bin/python
+OUT    ?= out
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench gpu lint train clean
+
+help: ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(if $(filter $(VENV)/bin/python,$(PY)),$(STAMP)) ## the virtual environment with everything in it
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## the same seeds without and with NegToMe: picture, table, JSON
+	$(PY) -m negengine.cli demo --output $(OUT)/demo
+
+test: install ## the tests
+	$(PY) -m pytest
+
+bench: install ## the operator and the embedded pipelines beside their rivals
+	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json
+
+gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, PY=python3 to use that Python as it is
+	mkdir -p $(OUT)
+	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test yet
+	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
+
+lint: install ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+train: install ## train the embedded models anew, about an hour on two cores; continues where it was stopped
+	$(PY) -m negengine.models.train --model all --output training
+
+clean: ## what the other targets made
+	rm -rf $(VENV) $(OUT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
