@@ -229,9 +229,7 @@ def pictures(model: list[str] = typer.Option([], help="Models; all by default.")
                 row[case] = {
                     "similarity": float(similarity.mean()),
                     "pixel_correlation": float(metrics.pixel_correlation(as_tensor(images), as_tensor([picture])).mean()),
-                    "fidelity": float(
-                        metrics.fidelity(classifier.logits(images).float(), torch.full((len(images),), digit))
-                    ),
+                    "fidelity": float(metrics.fidelity(classifier.logits(images).float(), torch.full((len(images),), digit))),
                 }
             rows.append(row)
         return {"digits": rows}
@@ -253,7 +251,9 @@ def to_picture(digit: Tensor) -> Image.Image:
 
 
 def as_tensor(images: list[Image.Image]) -> Tensor:
-    stacked = [torch.frombuffer(bytearray(i.convert("RGB").tobytes()), dtype=torch.uint8).view(i.height, i.width, 3) for i in images]
+    stacked = [
+        torch.frombuffer(bytearray(i.convert("RGB").tobytes()), dtype=torch.uint8).view(i.height, i.width, 3) for i in images
+    ]
     return torch.stack(stacked).permute(0, 3, 1, 2).float() / 255
 
 

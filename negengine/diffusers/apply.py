@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import inspect
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -91,7 +91,9 @@ def select(sites: list[Site], patterns: Sequence[str], family: Family) -> list[S
     for pattern in patterns:
         if not any(fits(site.name, pattern) for site in sites):
             parts = sorted({".".join(site.name.split(".")[:2]) for site in sites})
-            raise ValueError(f"no attention block of this {family.name} denoiser is named {pattern!r}; there are {', '.join(parts)}")
+            raise ValueError(
+                f"no attention block of this {family.name} denoiser is named {pattern!r}; there are {', '.join(parts)}"
+            )
     return [site for site in sites if any(fits(site.name, pattern) for pattern in patterns)]
 
 
@@ -123,8 +125,8 @@ class Applied:
         self.family, self.sites = family, sites
         self.run = Run(settings, family, len(sites), unscheduled=pipe is None and scheduler is None)
         # weak, so that the table of applied methods keeps no model alive
-        self._pipe = None if pipe is None else weakref.ref(pipe)
-        self._denoiser = weakref.ref(denoiser)
+        self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
+        self._denoiser: Callable[[], Any] = weakref.ref(denoiser)
         self._inputs = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._hooks: list[RemovableHandle] = []
         self._modules: list[weakref.ref[nn.Module]] = []
@@ -159,9 +161,7 @@ class Applied:
             if site.where == "input":
                 hook = module.register_forward_pre_hook(functools.partial(_merge_input, self.run, number))
             else:
-                hook = module.register_forward_hook(
-                    functools.partial(_merge_output, self.run, number, site.text_first)
-                )
+                hook = module.register_forward_hook(functools.partial(_merge_output, self.run, number, site.text_first))
             self._hooks.append(hook)
 
     def _reattach(self, denoiser: nn.Module) -> None:
@@ -215,20 +215,20 @@ class Applied:
     # --- the pipeline --------------------------------------------------------------------------------------------
 
     def _prompts_encoded(self, arguments: Mapping[str, Any], result: tuple[Tensor, ...]) -> None:
-        pipe, denoiser = self._pipe(), self._denoiser()  # type: ignore[misc]
+        pipe, denoiser = self._pipe(), self._denoiser()
         present = getattr(pipe, self.family.component)
         if getattr(present, "_orig_mod", present) is not denoiser:
             raise RuntimeError(
                 f"the pipeline's {self.family.component} was replaced after negengine.apply; call apply again (or remove)"
             )
-        self._reattach(denoiser)  # type: ignore[arg-type]
+        self._reattach(denoiser)
         self._follow(pipe.scheduler)
         embeds = result[0]
         images = arguments.get("num_images_per_prompt") or 1
         self.run.begin(images, len(embeds), embeds.device)
 
     def _latents_prepared(self, arguments: Mapping[str, Any], result: Any) -> None:
-        pipe = self._pipe()  # type: ignore[misc]
+        pipe = self._pipe()
         latents = result[0] if isinstance(result, tuple) else result
         size = latents.shape[-2:] if latents.ndim == 4 else _packed_size(pipe, arguments)
         self.run.set_size(tuple(size))
@@ -257,8 +257,6 @@ def _merge_input(run: Run, number: int, module: nn.Module, args: tuple[Any, ...]
         run.merge(args[0], number)
 
 
-def _merge_output(
-    run: Run, number: int, text_first: bool, module: nn.Module, args: tuple[Any, ...], output: Tensor
-) -> None:
+def _merge_output(run: Run, number: int, text_first: bool, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
     if run.active:
         run.merge(output[:, run.text_tokens :] if text_first else output, number)

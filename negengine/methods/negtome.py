@@ -43,8 +43,10 @@ class ReferenceImage:
             raise TypeError(f"the mask must be a PIL image, got {type(self.mask).__name__}")
         if self.mask.size != self.image.size:
             raise ValueError(f"the mask is {self.mask.size}, its picture {self.image.size} (width, height); make them equal")
-        if self.mask.convert("L").getextrema()[1] <= 127:
-            raise ValueError("the mask is black everywhere, so nothing of the picture would be avoided; leave it out or paint it white")
+        if max(self.mask.convert("L").tobytes()) <= 127:
+            raise ValueError(
+                "the mask is black everywhere, so nothing of the picture would be avoided; leave it out or paint it white"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

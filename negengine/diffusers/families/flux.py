@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from negengine.diffusers.families import Family, Grid, Site
 
 
-def sites(transformer: nn.Module) -> Iterator[Site]:
+def sites(transformer: Any) -> Iterator[Site]:
     """Joint blocks before their output projection, single blocks at the attention's output (spec, table of places)."""
-    for i, _ in enumerate(transformer.transformer_blocks):
+    for i in range(transformer.config.num_layers):
         name = f"transformer_blocks.{i}"
         yield Site(name, f"{name}.attn.to_out.0", "input")
-    for i, _ in enumerate(transformer.single_transformer_blocks):
+    for i in range(transformer.config.num_single_layers):
         name = f"single_transformer_blocks.{i}"
         yield Site(name, f"{name}.attn", "output", text_first=True)
 

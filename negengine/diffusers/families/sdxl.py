@@ -29,7 +29,7 @@ def latent_size(inputs: Mapping[str, Any]) -> Grid:
 
 def token_grids(height: int, width: int) -> dict[int, Grid]:
     """Every level halves the grid, rounding up."""
-    grids = {}
+    grids: dict[int, Grid] = {}
     for level in range(LEVELS):
         grid = math.ceil(height / 2**level), math.ceil(width / 2**level)
         grids.setdefault(grid[0] * grid[1], grid)
@@ -40,9 +40,7 @@ SDXL = Family(
     name="SDXL",
     component="unet",
     pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLControlNetPipeline"),
-    matches=lambda module: (
-        isinstance(module, UNet2DConditionModel) and module.config.addition_embed_type == "text_time"
-    ),
+    matches=lambda module: isinstance(module, UNet2DConditionModel) and module.config.addition_embed_type == "text_time",
     defaults={
         "alpha": 0.9,
         "threshold": 0.7,

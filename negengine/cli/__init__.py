@@ -1,0 +1,33 @@
+"""The ``negengine`` command: ``demo``, ``generate``, ``doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from negengine.cli.demo import demo
+from negengine.cli.doctor import doctor
+from negengine.cli.generate import generate
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(demo)
+app.command()(generate)
+app.command()(doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from negengine import __version__
+
+        typer.echo(f"negengine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Negative guidance for diffusion models: make images differ, or keep them away from a picture."""

@@ -1,0 +1,3 @@
+from negengine.cli import app
+
+app(prog_name="negengine")

@@ -1,0 +1,67 @@
+"""``negengine doctor``: what is installed, what works, and whether it computes the right thing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from negengine import ops, reference
+from negengine.cli.environment import machine, versions
+
+DELTAS = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the cosine of the chosen token, spec section 1
+
+
+def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0) -> None:
+    """Versions, devices, backends, and a self-test of every backend against the float64 oracle."""
+    console = Console()
+    about = Table("what", "value", title="negengine doctor")
+    for name, version in versions().items():
+        about.add_row(name, version or "not installed")
+    for key, value in machine().items():
+        about.add_row(key, ", ".join(value) or "none" if isinstance(value, list) else str(value))
+    console.print(about)
+
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    tests = Table("backend", "device", "dtype", "result", title="self-test against the float64 oracle")
+    failed = False
+    for backend, reason in ops.backends().items():
+        if reason is not None:
+            tests.add_row(backend, "", "", f"not usable: {reason}")
+            continue
+        for device in devices:
+            for dtype in DELTAS:
+                fault = self_test(backend, device, dtype, seed)
+                failed |= fault is not None
+                tests.add_row(backend, device, str(dtype).removeprefix("torch."), "ok" if fault is None else f"FAILED: {fault}")
+    console.print(tests)
+    if failed:
+        raise typer.Exit(1)
+
+
+def self_test(backend: str, device: str, dtype: torch.dtype, seed: int) -> str | None:
+    """None if a backend keeps the numeric contract on a random input, else what it broke."""
+    generator = torch.Generator().manual_seed(seed)
+    r = torch.randn(200, 96, generator=generator)
+    x = r[torch.randperm(200, generator=generator)[:150]] + 0.8 * torch.randn(150, 96, generator=generator)
+    x, r = x.to(device, dtype)[None], r.to(device, dtype)
+    mask = torch.rand(200, generator=generator).to(device) > 0.2
+    exact_x, exact_r = x[0].double(), r.double()
+    cosines = reference.cosine(exact_x, exact_r).masked_fill(~mask, -torch.inf)
+    _, index = ops.match(x, r, mask, backend=backend)
+    chosen = cosines.gather(1, index[0].long()[:, None])[:, 0]
+    worst = float((cosines.amax(1) - chosen).max())
+    if worst > DELTAS[dtype]:
+        return f"a chosen token's cosine is {worst:.1e} below the best, {DELTAS[dtype]:.0e} is allowed"
+    y = ops.negtome(x, r, alpha=0.9, threshold=-1, mask=mask, backend=backend)[0].double()
+    expected = reference.merge(exact_x, exact_r, index[0].long(), 0.9, torch.ones_like(chosen, dtype=torch.bool))
+    torch_error = (
+        reference.merge(x[0], r, index[0].long(), 0.9, torch.ones_like(chosen, dtype=torch.bool)).double() - expected
+    ).abs()
+    ulp = torch.finfo(dtype).eps * expected.abs()
+    if bool(((y - expected).abs() > torch_error + ulp).any()):
+        return "a merged token is further from the oracle than torch's own arithmetic"
+    return None

@@ -1,0 +1,191 @@
+"""``negengine generate``: images of any supported model, with every setting, and the settings in every file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image, PngImagePlugin
+from rich.console import Console
+
+from negengine.cli.environment import versions
+from negengine.cli.errors import one_line_errors
+from negengine.methods import NegToMe, ReferenceImage
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+METADATA_KEY = "negengine"
+
+
+@one_line_errors
+def generate(
+    model: Annotated[str, typer.Option(help="A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl).")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
+    output: Annotated[Path, typer.Option(help="Folder for the images; existing files are never overwritten.")] = Path(
+        "out/generate"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Images per prompt: the group whose images are pushed apart.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the call.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's default if not given.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
+    true_cfg: Annotated[float | None, typer.Option(help="true_cfg_scale (FLUX), with --negative-prompt.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Text to avoid.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    negtome: Annotated[bool, typer.Option(help="Merge, or draw the same seeds without.")] = True,
+    alpha: Annotated[float | None, typer.Option(help="How far tokens are pushed; the family's default if not given.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least cosine of a pushed token, in [-1, 1].")] = None,
+    timesteps: Annotated[
+        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Active window of the 1000 timesteps.")
+    ] = None,
+    blocks: Annotated[list[str] | None, typer.Option(help="Names, leading parts or globs of attention blocks; repeatable.")] = None,
+    min_grid: Annotated[int | None, typer.Option(min=1, help="Coarser blocks are left alone.")] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="first, others, previous, or the path of a picture to avoid (then repeatable).")
+    ] = None,
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="Mask of the picture at the same place: white is avoided; repeatable.")
+    ] = None,
+    noise: Annotated[bool, typer.Option(help="Noise the pictures to the current timestep.")] = True,
+    matching: Annotated[str, typer.Option(help="paper or release.")] = "paper",
+    dropout: Annotated[float, typer.Option(help="Share of tokens left out at random.")] = 0.0,
+    group_size: Annotated[int | None, typer.Option(min=1, help="Images per group; --count if not given.")] = None,
+    search: Annotated[str, typer.Option(help="auto or exact.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="See `negengine doctor`.")] = None,
+) -> None:
+    """Draw images with NegToMe and write them as PNG files that carry all settings."""
+    settings = NegToMe(
+        alpha=alpha,
+        threshold=threshold,
+        timesteps=timesteps,
+        blocks=blocks or None,
+        min_grid=min_grid,
+        reference=_references(reference or ["first"], mask or [], noise),
+        matching=matching,
+        dropout=dropout,
+        seed=seed,
+        group_size=group_size,
+        search=search,
+        backend=backend,
+    )
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if group_size is not None and (len(prompt) * count) % group_size:
+        raise ValueError(f"--group-size {group_size} does not divide the {len(prompt) * count} images of the call")
+    files = _files(output, prompt, count, seed)
+    call = _call(prompt, count, steps, height, width, guidance, true_cfg, negative_prompt)
+
+    from negengine import apply, status
+
+    console = Console()
+    pipe = _load(model, DTYPES[dtype], device)
+    call = _preset(model, len(prompt)) | call
+    if negtome:
+        apply(pipe, settings)
+    generator = torch.Generator(device).manual_seed(seed)
+    images = pipe(**call, generator=generator).images
+    told = {
+        "model": model,
+        "seed": seed,
+        "dtype": dtype,
+        "call": {name: value for name, value in call.items() if name != "prompt"},
+        "negtome": _told(settings, reference or ["first"], mask or []) if negtome else None,
+        "versions": versions(),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for i, (image, file) in enumerate(zip(images, files, strict=True)):
+        info = PngImagePlugin.PngInfo()
+        info.add_text(METADATA_KEY, json.dumps({"prompt": prompt[i // count], "index": i % count} | told))
+        image.save(file, pnginfo=info)
+    if negtome:
+        console.print(str(status(pipe)))
+    console.print(f"{len(files)} images in {output}")
+
+
+def _references(names: list[str], masks: list[Path], noise: bool) -> str | list[ReferenceImage]:
+    if names[0] in ("first", "others", "previous"):
+        if len(names) > 1 or masks:
+            raise ValueError(f"--reference {names[0]} stands alone; several references and masks are for pictures")
+        return names[0]
+    if masks and len(masks) != len(names):
+        raise ValueError(f"{len(names)} reference pictures, but {len(masks)} masks; give one for each or none")
+    pictures = [_open("reference", Path(name)) for name in names]
+    opened: list[Image.Image | None] = [*(_open("mask", mask) for mask in masks)] or [None] * len(pictures)
+    return [ReferenceImage(picture, m, noise=noise) for picture, m in zip(pictures, opened, strict=True)]
+
+
+def _open(what: str, path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"--{what} {path} is neither first, others, previous nor a file")
+    try:
+        image = Image.open(path)
+        image.load()
+    except OSError as error:
+        raise ValueError(f"--{what} {path} cannot be read as an image: {error}") from error
+    return image
+
+
+def _files(output: Path, prompts: list[str], count: int, seed: int) -> list[Path]:
+    """A stable name for every image; raises ValueError if one is taken."""
+    files = []
+    for p, prompt in enumerate(prompts):
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "prompt"
+        files += [output / f"{p:02d}-{slug}-seed{seed}-{k:02d}.png" for k in range(count)]
+    taken = [file for file in files if file.exists()]
+    if taken:
+        raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
+    return files
+
+
+def _call(
+    prompts: list[str],
+    count: int,
+    steps: int | None,
+    height: int | None,
+    width: int | None,
+    guidance: float | None,
+    true_cfg: float | None,
+    negative_prompt: str | None,
+) -> dict[str, Any]:
+    if true_cfg is not None and negative_prompt is None:
+        raise ValueError("--true-cfg does nothing without --negative-prompt")
+    given = {
+        "num_inference_steps": steps,
+        "height": height,
+        "width": width,
+        "guidance_scale": guidance,
+        "true_cfg_scale": true_cfg,
+        "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(prompts),
+    }
+    told = {name: value for name, value in given.items() if value is not None}
+    return {"prompt": prompts, "num_images_per_prompt": count} | told
+
+
+def _preset(model: str, prompts: int) -> dict[str, Any]:
+    """An embedded model is drawn as it is meant to be; other models have their pipeline's defaults."""
+    from negengine import models
+
+    return models.preset(model).call_kwargs(prompts) if model in models.NAMES else {}
+
+
+def _load(model: str, dtype: torch.dtype, device: str) -> Any:
+    from negengine import models
+
+    if model in models.NAMES:
+        return models.load(model, dtype, device)
+    if not Path(model).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ValueError(f"--model {model} is no folder, no hub id (owner/name) and no embedded model ({', '.join(models.NAMES)})")
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+
+
+def _told(settings: NegToMe, references: list[str], masks: list[Path]) -> dict[str, Any]:
+    """The settings as JSON can hold them."""
+    fields = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "reference"}
+    return fields | {"reference": references, "mask": [str(mask) for mask in masks]}

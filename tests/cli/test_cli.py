@@ -1,0 +1,139 @@
+"""The command line as a user types it, on the embedded models."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import negengine
+from negengine import models, ops
+from negengine.cli import app
+from negengine.cli.doctor import self_test
+
+runner = CliRunner()
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def generate(tmp_path, *arguments, model="mnist-flux", prompt="a handwritten 3"):
+    return run("generate", "--model", model, "--prompt", prompt, "--output", tmp_path / "out", "--steps", 2, *arguments)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "picture.png")
+    Image.new("L", (40, 30), 255).save(tmp_path / "mask.png")
+    Image.new("L", (30, 30), 255).save(tmp_path / "wrong.png")
+    Image.new("L", (40, 30), 0).save(tmp_path / "black.png")
+    (tmp_path / "text.png").write_text("no image")
+    return tmp_path
+
+
+def test_version():
+    assert run("--version").output.strip() == f"negengine {negengine.__version__}"
+
+
+def test_doctor_tests_every_backend():
+    result = run("doctor")
+    assert result.exit_code == 0
+    assert torch.__version__ in result.output
+    assert all(name in result.output for name in ops.backends())
+    assert "FAILED" not in result.output
+
+
+def test_doctor_fails_when_a_backend_is_wrong(monkeypatch):
+    true = ops.match
+    monkeypatch.setattr(ops, "match", lambda *args, **kwargs: (lambda c, i: (c, i.flip(1)))(*true(*args, **kwargs)))
+    assert "below the best" in self_test("torch", "cpu", torch.float32, 0)
+    assert run("doctor").exit_code == 1
+
+
+def test_demo_writes_picture_table_and_numbers(tmp_path):
+    result = run("demo", "--model", "mnist-flux", "--groups", 2, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "Vendi score" in result.output
+    numbers = json.loads((tmp_path / "demo.json").read_text())["models"]["mnist-flux"]
+    assert numbers["images"] == 8
+    assert 0 < numbers["merged_share"] <= 1
+    assert numbers["with"]["pairwise_distance"] != numbers["without"]["pairwise_distance"]
+    page = Image.open(tmp_path / "demo.png")
+    assert page.width > 8 * 64
+    assert len(set(page.convert("L").tobytes())) > 20
+
+
+@pytest.mark.parametrize("model", models.NAMES)
+def test_generate_writes_images_that_carry_their_settings(tmp_path, model):
+    result = generate(tmp_path, "--count", 2, "--seed", 7, "--threshold", -1, "--timesteps", 0, 1000, "--min-grid", 8, model=model)
+    assert result.exit_code == 0, result.output
+    assert "merged 100.0% of the tokens" in result.output
+    files = sorted((tmp_path / "out").iterdir())
+    assert [f.name for f in files] == ["00-a-handwritten-3-seed7-00.png", "00-a-handwritten-3-seed7-01.png"]
+    told = json.loads(Image.open(files[1]).text["negengine"])
+    assert (told["prompt"], told["index"], told["seed"], told["model"]) == ("a handwritten 3", 1, 7, model)
+    assert told["negtome"]["threshold"] == -1
+    assert told["negtome"]["timesteps"] == [0, 1000]
+    assert told["call"]["num_inference_steps"] == 2
+
+
+def test_the_same_command_gives_the_same_images_and_negtome_changes_all_but_the_first(tmp_path):
+    where = []
+    for name, extra in (("a", ()), ("b", ()), ("c", ("--no-negtome",))):
+        arguments = ("--count", 2, "--threshold", -1, "--timesteps", 0, 1000, *extra)
+        result = run("generate", "--model", "mnist-flux", "--prompt", "3", "--steps", 2, "--output", tmp_path / name, *arguments)
+        assert result.exit_code == 0, result.output
+        where.append([Image.open(f).tobytes() for f in sorted((tmp_path / name).iterdir())])
+    assert where[0] == where[1]
+    assert where[0][0] == where[2][0]
+    assert where[0][1] != where[2][1]
+
+
+def test_generate_never_overwrites(tmp_path):
+    assert generate(tmp_path, "--count", 1).exit_code == 0
+    result = generate(tmp_path, "--count", 1)
+    assert result.exit_code == 2
+    assert "exists" in result.output
+
+
+def test_a_reference_picture_with_its_mask(tmp_path, picture):
+    arguments = ("--reference", picture / "picture.png", "--mask", picture / "mask.png", "--threshold", -1, "--timesteps", 0, 1000)
+    result = generate(tmp_path, "--count", 1, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "merged 100.0%" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--alpha", "nan"), "alpha must be finite"),
+        (("--threshold", "2"), "threshold is compared with a cosine"),
+        (("--timesteps", "900", "100"), "is empty"),
+        (("--reference", "frist"), "is neither first, others, previous nor a file"),
+        (("--reference", "first", "--mask", "{}/mask.png"), "stands alone"),
+        (("--reference", "{}/picture.png", "--mask", "{}/wrong.png"), "make them equal"),
+        (("--reference", "{}/picture.png", "--mask", "{}/black.png"), "black everywhere"),
+        (("--reference", "{}/text.png"), "cannot be read as an image"),
+        (("--matching", "publish"), "matching must be one of"),
+        (("--matching", "release", "--reference", "others"), "one reference image only"),
+        (("--dtype", "float8"), "--dtype must be one of"),
+        (("--group-size", "3"), "does not divide"),
+        (("--true-cfg", "2"), "does nothing without --negative-prompt"),
+        (("--backend", "cuda"), "unknown backend"),
+        (("--blocks", "up_blocks"), "no attention block"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, arguments, message):
+    result = generate(tmp_path, *(a.format(picture) for a in arguments))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_model_is_one_line(tmp_path):
+    result = generate(tmp_path, model="no such model")
+    assert result.exit_code == 2
+    assert "is no folder, no hub id" in result.output
