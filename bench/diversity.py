@@ -4,20 +4,18 @@
     python bench/diversity.py preset     # the presets, 90 groups of 4, three seeds
     python bench/diversity.py pictures   # away from given digits, with and without mask
 
-Every command writes a JSON under ``bench/results/diversity``; ``curve`` also the plot in ``docs``. All settings draw the same seeds.
+Every command writes a JSON under ``bench/results/diversity``; ``curve`` also the plot in ``docs``. All draw the same seeds.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import diffusers
 import torch
 import typer
 from PIL import Image
@@ -26,6 +24,7 @@ from torch import Tensor
 
 import negengine
 from negengine import metrics, models
+from negengine.cli.environment import machine, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "diversity"
@@ -34,14 +33,13 @@ ALPHAS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.5)
 VARIANTS = (("first", "paper"), ("others", "paper"), ("previous", "paper"), ("first", "release"))
 
 app = typer.Typer(add_completion=False, help=__doc__)
+Models = Annotated[list[str] | None, typer.Option(help="Embedded models; all by default.")]
 
 
 def draw(pipe: Any, name: str, seed: int, prompts: tuple[str, ...] = models.PROMPTS) -> list[Image.Image]:
     """A group of four for every prompt, ordered by prompt."""
     generator = torch.Generator().manual_seed(seed)
-    call = models.preset(name).call_kwargs()
-    if "negative_prompt" in call:
-        call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    call = models.preset(name).call_kwargs(len(prompts))
     return pipe(list(prompts), num_images_per_prompt=GROUP, generator=generator, **call).images
 
 
@@ -100,13 +98,8 @@ def save(name: str, result: dict[str, Any]) -> Path:
     result = {
         "what": name,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "negengine": negengine.__version__,
-        },
+        "machine": machine(),
+        "versions": versions(),
         **result,
     }
     path = RESULTS / f"{name}.json"
@@ -114,18 +107,12 @@ def save(name: str, result: dict[str, Any]) -> Path:
     return path
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def for_models(model: list[str], run: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def for_models(model: list[str] | None, run: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     return {name: run(name) for name in (model or models.NAMES)}
 
 
 @app.command()
-def curve(model: list[str] = typer.Option([], help="Models; all by default."), seeds: int = 3) -> None:
+def curve(model: Models = None, seeds: int = 3) -> None:
     """Diversity and fidelity over alpha, for every reference mode and matching."""
 
     def run(name: str) -> dict[str, Any]:
@@ -134,7 +121,7 @@ def curve(model: list[str] = typer.Option([], help="Models; all by default."), s
         points = [{"reference": None, "matching": None, "alpha": 0.0, **study.measure(None)}]
         cases = [(r, m, a) for r, m in VARIANTS for a in ALPHAS if a]
         for reference, matching, alpha in track(cases, description=name):
-            settings = negengine.NegToMe(**(asdict(base) | {"reference": reference, "matching": matching, "alpha": alpha}))
+            settings = dataclasses.replace(base, reference=reference, matching=matching, alpha=alpha)
             points.append({"reference": reference, "matching": matching, "alpha": alpha, **study.measure(settings)})
         return {"window": base.timesteps, "threshold": base.threshold, "points": points}
 
@@ -173,7 +160,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 @app.command()
-def preset(model: list[str] = typer.Option([], help="Models; all by default."), seeds: int = 3, batches: int = 3) -> None:
+def preset(model: Models = None, seeds: int = 3, batches: int = 3) -> None:
     """The presets against no NegToMe: ten groups of four a batch."""
 
     def run(name: str) -> dict[str, Any]:
@@ -189,7 +176,7 @@ def preset(model: list[str] = typer.Option([], help="Models; all by default."), 
             )
             for key in ("distance", "vendi")
         }
-        return {"without": plain, "with": merged, "difference": pooled, "settings": asdict(models.negtome_preset(name))}
+        return {"without": plain, "with": merged, "difference": pooled, "settings": dataclasses.asdict(models.negtome_preset(name))}
 
     result = for_models(model, run)
     print(f"wrote {save('preset', {'group_size': GROUP, 'models': result})}")
@@ -201,7 +188,7 @@ def preset(model: list[str] = typer.Option([], help="Models; all by default."), 
 
 
 @app.command()
-def pictures(model: list[str] = typer.Option([], help="Models; all by default."), seeds: int = 3) -> None:
+def pictures(model: Models = None, seeds: int = 3) -> None:
     """Similarity to a given held-out digit, drawn by a prompt for its class, without, with, and with half of it masked."""
     digits, labels = models.heldout_digits()
 
@@ -222,7 +209,7 @@ def pictures(model: list[str] = typer.Option([], help="Models; all by default.")
             row: dict[str, Any] = {"digit": digit}
             for case, reference in references.items():
                 if reference is not None:
-                    negengine.apply(pipe, negengine.NegToMe(**(asdict_shallow(base) | {"reference": reference})))
+                    negengine.apply(pipe, dataclasses.replace(base, reference=reference))
                 images = [i for seed in range(seeds) for i in draw(pipe, name, seed, (models.PROMPTS[digit],))]
                 negengine.remove(pipe)
                 similarity = metrics.feature_similarity(classifier.features(images).float(), target)
@@ -240,10 +227,6 @@ def pictures(model: list[str] = typer.Option([], help="Models; all by default.")
         for case in ("without", "picture", "upper half"):
             for key in ("similarity", "pixel_correlation", "fidelity"):
                 print(f"{name:12} {case:11} {key:18} {mean([row[case][key] for row in study['digits']]):.4f}")
-
-
-def asdict_shallow(settings: negengine.NegToMe) -> dict[str, Any]:
-    return {field: getattr(settings, field) for field in settings.__dataclass_fields__}
 
 
 def to_picture(digit: Tensor) -> Image.Image:

@@ -151,9 +151,7 @@ class _NegToMeCall:
     def _translate(self, negtome_args: Mapping[str, Any] | None) -> NegToMe:
         raise TypeError("a pipeline of the release says how its arguments translate")
 
-    def __call__(
-        self, *args: Any, use_negtome: bool = False, negtome_args: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> Any:
+    def __call__(self, *args: Any, use_negtome: bool = False, negtome_args: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         """The pipeline's call, with NegToMe if ``use_negtome``.
 
         Args:

@@ -109,9 +109,7 @@ def draw(pipe: Any, name: str, prompts: list[str], seed: int) -> list[Image.Imag
     """A group of images for every prompt, at the model's preset."""
     from negengine import models
 
-    call = models.preset(name).call_kwargs()
-    if "negative_prompt" in call:
-        call["negative_prompt"] = [call["negative_prompt"]] * len(prompts)
+    call = models.preset(name).call_kwargs(len(prompts))
     generator = torch.Generator().manual_seed(seed)
     return pipe(prompts, num_images_per_prompt=GROUP, generator=generator, **call).images
 

@@ -52,7 +52,8 @@ class Pictures:
 
     def at_step(self, levels: tuple[float, float, float]) -> None:
         """Set ``rows`` to the pictures at one step, given ``(signal, noise, scale of a clean sample)``."""
-        assert self.latents is not None and self.noise is not None
+        assert self.latents is not None
+        assert self.noise is not None
         signal, noise, clean = levels
         noisy = signal * self.latents + noise * self.noise
         chosen = [n if p.noise else c for p, n, c in zip(self.pictures, noisy, clean * self.latents, strict=True)]

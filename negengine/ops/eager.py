@@ -15,9 +15,7 @@ def _compute(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _match(
-    x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str
-) -> tuple[Tensor, Tensor]:
+def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
     return match_kernel.match(x, bank, references, mask, matching, _compute(x.dtype))
 
 

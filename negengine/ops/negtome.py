@@ -20,8 +20,7 @@ _LIBRARY = torch.library.Library("negengine", "DEF")
 _SEARCH = "Tensor? mask, str matching, str search, str? backend"
 _LIBRARY.define(f"match(Tensor x, Tensor? bank, Tensor references, {_SEARCH}) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    "negtome(Tensor x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, "
-    f"{_SEARCH}) -> Tensor"
+    f"negtome(Tensor x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, {_SEARCH}) -> Tensor"
 )
 _LIBRARY.define(
     "negtome_(Tensor(a!) x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, "
@@ -118,11 +117,9 @@ def negtome_(
     Returns:
         ``x``.
     """
-    _check(x, bank, references, mask, matching, search, backend)
+    _check(x, bank, references, mask, matching, search, backend, keep, stats)
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
-    torch.ops.negengine.negtome_(
-        x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend
-    )
+    torch.ops.negengine.negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend)
     return x
 
 
@@ -178,6 +175,8 @@ def _check(
     matching: str,
     search: str,
     backend: str | None,
+    keep: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     if x.ndim != 3:
         raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
@@ -191,21 +190,24 @@ def _check(
     if bank.ndim != 3 or bank.shape[-1] != x.shape[-1]:
         raise ValueError(f"the reference must have the {x.shape[-1]} channels of x, got shape {list(bank.shape)}")
     if bank.dtype != source.dtype or bank.device != source.device:
-        raise TypeError(
-            f"the reference is {bank.dtype} on {bank.device}, x is {source.dtype} on {source.device}; they must agree"
-        )
+        raise TypeError(f"the reference is {bank.dtype} on {bank.device}, x is {source.dtype} on {source.device}; they must agree")
     R, M, D = bank.shape
     if M == 0 or D == 0 or R == 0:
         raise ValueError(f"the reference is empty: shape {list(bank.shape)}")
-    if references.ndim != 2 or len(references) != len(x):
-        raise ValueError(f"references must have shape [{len(x)}, K], got {list(references.shape)}")
+    if references.ndim != 2 or len(references) != len(x) or references.shape[1] == 0:
+        raise ValueError(f"references must have shape [{len(x)}, K] with K >= 1, got {list(references.shape)}")
     if references.dtype != torch.int32:
         raise TypeError(f"references must be int32, got {references.dtype}")
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, got {mask.dtype}")
-    if mask is not None and list(mask.shape) != [R, M]:
-        raise ValueError(f"mask must have shape [{R}, {M}], got {list(mask.shape)}")
-    for name, tensor in (("references", references), ("mask", mask)):
+    for name, tensor, dtype, shape in (
+        ("mask", mask, torch.bool, [R, M]),
+        ("keep", keep, torch.bool, [len(x), x.shape[1]]),
+        ("stats", stats, torch.int64, [3]),
+    ):
+        if tensor is not None and tensor.dtype != dtype:
+            raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {tensor.dtype}")
+        if tensor is not None and list(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {list(tensor.shape)}")
+    for name, tensor in (("references", references), ("mask", mask), ("keep", keep), ("stats", stats)):
         if tensor is not None and tensor.device != x.device:
             raise TypeError(f"{name} is on {tensor.device}, x on {x.device}; they must agree")
     if matching == "release" and (references.shape[1] != 1 or x.shape[1] != M):
@@ -223,9 +225,7 @@ def _check(
 # --- operators ---------------------------------------------------------------------------------------------------
 
 
-def _gate(
-    x: Tensor, cosine: Tensor, index: Tensor, threshold: Tensor, keep: Tensor | None
-) -> Tensor:
+def _gate(x: Tensor, cosine: Tensor, index: Tensor, threshold: Tensor, keep: Tensor | None) -> Tensor:
     gate = (index >= 0) & (cosine > threshold.to(cosine.dtype))
     return gate if keep is None else gate & keep
 
