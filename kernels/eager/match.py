@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SIMILARITY_BYTES = 64 * 2**20  # no more similarities than this exist at once
-TILE = 64
+TILE = {torch.float32: 64, torch.float64: 48}  # multiples of the columns that a library's kernels take at once
 
 
 def unit_rows(x: Tensor, dtype: torch.dtype, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
@@ -28,12 +28,12 @@ def unit_rows(x: Tensor, dtype: torch.dtype, eps: float = 1e-12) -> tuple[Tensor
 
 
 def whole_tiles(x: Tensor) -> Tensor:
-    """``x [..., T, D]`` with zeros appended up to multiples of ``TILE``.
+    """``x [..., T, D]`` with zeros appended up to multiples of its dtype's ``TILE``.
 
     A library's product sums an entry near an edge in another order, and where the edges lie depends on the thread
     count. Over whole tiles equal rows get equal cosines, so that the lowest index can win a tie.
     """
-    tokens, channels = -x.shape[-2] % TILE, -x.shape[-1] % TILE
+    tokens, channels = -x.shape[-2] % TILE[x.dtype], -x.shape[-1] % TILE[x.dtype]
     return torch.nn.functional.pad(x, (0, channels, 0, tokens)) if tokens or channels else x
 
 
@@ -73,7 +73,7 @@ def match(
     best = x.new_full((B, T), -torch.inf, dtype=compute)
     index = torch.full((B, T), -1, dtype=torch.int32, device=x.device)
     rows = max(1, SIMILARITY_BYTES // (compute.itemsize * target.shape[1]))
-    rows = rows // TILE * TILE or rows
+    rows = rows // TILE[compute] * TILE[compute] or rows
     on_host = references.device.type == "cpu"  # elsewhere reading an entry would wait for the device
     for b in range(B):
         for slot in range(references.shape[1]):

@@ -1,0 +1,114 @@
+"""A compiled denoiser: two graphs at most (merging active, inactive), nothing recompiled by other settings."""
+
+import functools
+
+import pytest
+import torch
+from tiny import BUILDERS, denoiser, draw, half_mask, picture
+
+import negengine
+
+SETTINGS = {"timesteps": (500, 1000), "threshold": 0.85, "min_grid": 1}
+
+
+class Counting:
+    """An eager backend that counts the denoiser's graphs it is given, not the few operations of hooks around it."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += len(graph.graph.nodes) > 100
+        return graph
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(pipe, backend, how="in place"):
+    model = denoiser(pipe)
+    if how == "in place":
+        model.compile(backend=backend, fullgraph=True)
+    else:
+        wrapped = torch.compile(model, backend=backend, fullgraph=True)
+        setattr(pipe, "transformer" if hasattr(pipe, "transformer") else "unet", wrapped)
+    return pipe
+
+
+@pytest.mark.parametrize("how", ["in place", "wrapped"])
+def test_two_graphs_and_the_eager_result(family, how):
+    pipe, backend = BUILDERS[family](), Counting()
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
+    expected, status = draw(pipe), negengine.status(pipe)
+    assert 0 < status.active_steps < status.steps
+    compiled(pipe, backend, how)
+    torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
+    assert negengine.status(pipe).active_steps == status.active_steps
+    assert negengine.status(pipe).eligible_tokens == status.eligible_tokens
+    assert backend.graphs <= 2
+
+
+def test_applied_after_compiling(family):
+    pipe, backend = BUILDERS[family](), Counting()
+    expected = draw(negengine.apply(pipe, negengine.NegToMe(**SETTINGS)))
+    negengine.remove(pipe)
+    plain = draw(pipe)
+    compiled(pipe, backend)
+    torch.testing.assert_close(draw(pipe), plain, rtol=1e-4, atol=1e-4)
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
+    torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
+    negengine.remove(pipe)
+    torch.testing.assert_close(draw(pipe), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_other_values_do_not_recompile(family):
+    """Another seed, prompt, alpha, threshold, window or number of steps finds its graphs made."""
+    pipe, eager, backend = BUILDERS[family](), BUILDERS[family](), Counting()
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
+    compiled(pipe, backend)
+    draw(pipe)
+    made = backend.graphs
+    assert made == 2
+    draw(pipe, seed=5)
+    draw(pipe, num_inference_steps=5)
+    assert backend.graphs == made
+    for other in ({"alpha": 0.3}, {"threshold": 0.5}, {"timesteps": (200, 900)}, {"alpha": (0.1, 0.7)}):
+        settings = negengine.NegToMe(**{**SETTINGS, **other})
+        negengine.apply(pipe, settings), negengine.apply(eager, settings)
+        torch.testing.assert_close(draw(pipe), draw(eager), rtol=1e-4, atol=1e-4)
+        assert backend.graphs == made, other
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_pictures(family, masked):
+    pipe, backend = BUILDERS[family](), Counting()
+    reference = negengine.ReferenceImage(picture(), mask=half_mask() if masked else None)
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS, reference=reference))
+    expected = draw(pipe)
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS, reference=reference))
+    compiled(pipe, backend)
+    torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
+    draw(pipe, seed=5)
+    assert backend.graphs <= 2
+
+
+def test_dropout(family):
+    pipe, backend = BUILDERS[family](), Counting()
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS, dropout=0.3))
+    expected = draw(pipe)
+    compiled(pipe, backend)
+    torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
+    assert backend.graphs <= 2
+
+
+def test_through_autograd_tracing():
+    """`aot_eager` functionalises: the in-place operator must survive it."""
+    pipe = BUILDERS["flux"]()
+    call = functools.partial(draw, num_inference_steps=2)
+    expected = call(negengine.apply(pipe, negengine.NegToMe(**SETTINGS)))
+    compiled(pipe, "aot_eager")
+    torch.testing.assert_close(call(pipe), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,173 @@
+"""Bad input: one clear error each, before the denoiser is called."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import BUILDERS, denoiser, draw, flux, picture, sdxl, watched
+
+import negengine
+from negengine import NegToMe, ReferenceImage, apply
+
+
+def test_unknown_blocks(family):
+    there = {"flux": "single_transformer_blocks.0, single_transformer_blocks.1, transformer_blocks.0", "sdxl": "down_blocks.1"}
+    with pytest.raises(ValueError, match=rf"is named 'middle'; there are {there[family]}"):
+        apply(BUILDERS[family](), NegToMe(blocks=("up_blocks" if family == "sdxl" else "transformer_blocks", "middle")))
+
+
+BAD = [
+    ({"timesteps": (600, 400)}, ValueError, r"600 … 400 is empty; give \(low, high\) with low <= high"),
+    ({"timesteps": (1001, 2000)}, ValueError, "outside 0 … 1000"),
+    ({"timesteps": (-5, -1)}, ValueError, "outside 0 … 1000"),
+    ({"timesteps": 900}, TypeError, r"must be \(low, high\)"),
+    ({"timesteps": (float("nan"), 1000)}, ValueError, "finite"),
+    ({"alpha": float("nan")}, ValueError, "alpha must be finite"),
+    ({"alpha": (0.5, float("inf"))}, ValueError, "alpha must be finite"),
+    ({"alpha": ()}, ValueError, "one number per image"),
+    ({"alpha": "0.9"}, TypeError, "alpha must be a number"),
+    ({"threshold": 1.2}, ValueError, r"must lie in \[-1, 1\], got 1.2"),
+    ({"blocks": ()}, ValueError, "leave it out for the family's default"),
+    ({"blocks": "up_blocks"}, TypeError, "a sequence of names"),
+    ({"min_grid": 0}, ValueError, "positive integer"),
+    ({"group_size": 0}, ValueError, "positive integer"),
+    ({"reference": "second"}, ValueError, "must be one of .*first.*others.*previous.* or a ReferenceImage"),
+    ({"reference": []}, ValueError, "empty"),
+    ({"reference": np.zeros((4, 4, 3))}, TypeError, "a ReferenceImage"),
+    ({"matching": "published"}, ValueError, "must be one of .*paper.*release"),
+    ({"matching": "release", "reference": "others"}, ValueError, "use matching='paper' or reference='first'"),
+    ({"dropout": 1.0}, ValueError, r"\[0, 1\)"),
+    ({"backend": "abacus"}, ValueError, "unknown backend 'abacus'; there are .*torch"),
+    ({"search": "guess"}, ValueError, "search must be one of"),
+]
+
+
+@pytest.mark.parametrize("settings,error,message", BAD, ids=lambda value: str(value)[:40] if isinstance(value, dict) else "")
+def test_settings_that_cannot_work(settings, error, message):
+    with pytest.raises(error, match=message):
+        NegToMe(**settings)
+
+
+MASKS = [
+    (Image.new("L", (40, 50), 255), ValueError, r"mask is \(40, 50\), its picture \(50, 40\) .*make them equal"),
+    (Image.new("L", (50, 40), 0), ValueError, "black everywhere"),
+    (Image.new("L", (50, 40), 127), ValueError, "black everywhere"),
+    (np.ones((40, 50)), TypeError, "mask must be a PIL image, got ndarray"),
+]
+
+
+@pytest.mark.parametrize("mask,error,message", MASKS, ids=["other size", "black", "grey", "array"])
+def test_masks(mask, error, message):
+    with pytest.raises(error, match=message):
+        ReferenceImage(picture(), mask=mask)
+
+
+def test_a_picture_that_is_no_image():
+    with pytest.raises(TypeError, match="reference picture must be a PIL image, got str"):
+        ReferenceImage("logo.png")
+
+
+def test_unsupported_pipelines_name_the_supported_ones():
+    class OtherPipeline:
+        unet = torch.nn.Linear(2, 2)
+
+    expected = (
+        r"does not know OtherPipeline \(its denoiser is a Linear\).*FluxPipeline.*FluxControlNetPipeline.*"
+        r"StableDiffusionXLPipeline.*StableDiffusionXLControlNetPipeline.*register_family \(docs/families.md\)"
+    )
+    for call in (lambda p: apply(p, NegToMe()), negengine.remove, negengine.status):
+        with pytest.raises(TypeError, match=expected):
+            call(OtherPipeline())
+
+
+def test_a_unet_of_another_family():
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+    with pytest.raises(TypeError, match="does not know UNet2DConditionModel.*SDXL.*To add a family"):
+        apply(unet, NegToMe())
+
+
+def test_settings_of_no_known_method():
+    with pytest.raises(TypeError, match="settings must be a negengine.NegToMe, got dict"):
+        apply(flux(), {"alpha": 0.9})
+
+
+def test_bare_denoisers(family):
+    model = denoiser(BUILDERS[family]())
+    with pytest.raises(ValueError, match=r"set NegToMe\(group_size=...\)"):
+        apply(model, NegToMe(timesteps=(0, 1000)))
+    with pytest.raises(ValueError, match=r"scheduler=...\), or NegToMe\(timesteps=\(0, 1000\)\)"):
+        apply(model, NegToMe(group_size=2))
+    with pytest.raises(ValueError, match="with a constant alpha"):
+        apply(model, NegToMe(group_size=2, timesteps=(0, 1000), alpha=lambda t: t / 1000))
+    with pytest.raises(ValueError, match="apply to the pipeline"):
+        apply(model, NegToMe(group_size=2, timesteps=(0, 1000), reference=ReferenceImage(picture())))
+
+
+def test_a_scheduler_beside_a_pipeline():
+    pipe = sdxl()
+    with pytest.raises(ValueError, match="`scheduler` is for a bare denoiser"):
+        apply(pipe, NegToMe(), scheduler=pipe.scheduler)
+
+
+def test_pictures_without_a_vae():
+    pipe = flux()
+    pipe.vae = None
+    with pytest.raises(ValueError, match="this pipeline has none"):
+        apply(pipe, NegToMe(reference=ReferenceImage(picture())))
+
+
+def refused(pipe, error, message, **kwargs):
+    with watched(denoiser(pipe)) as calls, pytest.raises(error, match=message):
+        draw(pipe, **kwargs)
+    assert not calls
+
+
+def test_group_size_that_does_not_divide_the_batch(family):
+    pipe = apply(BUILDERS[family](), NegToMe(group_size=4))
+    refused(pipe, ValueError, "group_size 4 does not divide this call's 6 images; choose a divisor, or leave it out", n=3)
+
+
+def test_group_size_that_does_not_divide_the_batch_of_a_bare_denoiser():
+    """Here the first call tells; its blocks do not run."""
+    pipe = sdxl()
+    apply(pipe.unet, NegToMe(group_size=3, timesteps=(0, 1000), min_grid=1))
+    with pytest.raises(ValueError, match="group_size 3 does not divide the denoiser's batch of 8"):
+        draw(pipe)
+
+
+def test_alpha_of_another_number_of_images(family):
+    pipe = apply(BUILDERS[family](), NegToMe(alpha=(0.5, 0.9)))
+    refused(pipe, ValueError, "alpha has 2 values, one per image, but a group has 3 images", n=3)
+
+
+def test_an_alpha_function_that_gives_no_number(family):
+    pipe = apply(BUILDERS[family](), NegToMe(alpha=lambda t: float("nan")))
+    refused(pipe, ValueError, "must be finite, got nan")
+    pipe = apply(BUILDERS[family](), NegToMe(alpha=lambda t: 0.5 if t > 500 else float("inf")))
+    refused(pipe, ValueError, "must be finite, got inf")
+
+
+def test_a_picture_with_an_inpainting_denoiser():
+    parts = sdxl(in_channels=9).components
+    pipe = diffusers.StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    apply(pipe, NegToMe(reference=ReferenceImage(picture())))
+    canvas = {"image": picture(3, (56, 72)), "mask_image": Image.new("L", (56, 72), 255)}
+    refused(pipe, ValueError, r"this denoiser takes \[9, 9, 7\]; inpainting .* not supported", strength=1.0, **canvas)
+
+
+def test_after_an_error_a_good_call_works(family):
+    pipe, fresh = BUILDERS[family](), BUILDERS[family]()
+    settings = NegToMe(group_size=2, threshold=-1, timesteps=(0, 1000), min_grid=1)
+    apply(pipe, settings), apply(fresh, settings)
+    refused(pipe, ValueError, "group_size 2 does not divide", prompts=1, n=3)
+    assert torch.equal(draw(pipe), draw(fresh))

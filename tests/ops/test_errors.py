@@ -1,0 +1,111 @@
+"""Bad input of the public functions: one sentence that names the argument and what would do, before any work."""
+
+import pytest
+import torch
+
+from negengine import ops
+
+B, T, M, D = 2, 6, 5, 4
+
+
+def arguments(**changes):
+    return {"x": torch.randn(B, T, D), "reference": torch.randn(M, D)} | changes
+
+
+def in_place(**changes):
+    return {
+        "x": torch.randn(B, T, D),
+        "references": torch.zeros(B, 1, dtype=torch.int32),
+        "alpha": 0.9,
+        "threshold": 0.65,
+    } | changes
+
+
+BOTH = [
+    ({"x": torch.randn(T, D)}, ValueError, r"x must have shape \[B, T, D\], got \[6, 4\]"),
+    ({"x": torch.randn(1, B, T, D)}, ValueError, r"x must have shape \[B, T, D\]"),
+    ({"x": torch.ones(B, T, D, dtype=torch.int64)}, TypeError, "x must be a floating-point tensor, got torch.int64"),
+    ({"matching": "best"}, ValueError, r"matching must be one of \('paper', 'release'\), got 'best'"),
+    ({"search": "fast"}, ValueError, "search must be one of .*'exact'.*, got 'fast'"),
+    ({"backend": "cuda13"}, ValueError, "unknown backend 'cuda13'; there are .*torch"),
+    ({"x": torch.randn(B, T, D, requires_grad=True)}, RuntimeError, "not differentiable.*no_grad"),
+    ({"merging": 0.9}, TypeError, "unexpected keyword argument 'merging'"),
+]
+
+REFERENCE = [
+    ({"reference": torch.randn(D)}, ValueError, r"reference must have shape \[M, D\] or \[2, M, D\], got \[4\]"),
+    ({"reference": torch.randn(3, M, D)}, ValueError, r"reference must have shape .*got \[3, 5, 4\]"),
+    ({"reference": torch.randn(M, 3)}, ValueError, "must have the 4 channels of x"),
+    ({"reference": torch.randn(0, D)}, ValueError, r"the reference is empty: shape \[1, 0, 4\]"),
+    ({"reference": torch.randn(M, D).half()}, TypeError, "the reference is torch.float16 on cpu, x is torch.float32"),
+    ({"reference": torch.randn(M, D, device="meta")}, TypeError, "on meta, x is .* on cpu; they must agree"),
+    ({"mask": torch.ones(M + 1, dtype=torch.bool)}, ValueError, r"mask must have shape \[5\] or \[2, 5\], got \[6\]"),
+    ({"mask": torch.ones(M)}, TypeError, "mask must be bool, got torch.float32"),
+    ({"mask": torch.ones(M, dtype=torch.bool, device="meta")}, TypeError, "mask is on meta, x on cpu"),
+    ({"matching": "release"}, ValueError, "'release' .* 5 tokens for 6 source tokens; use matching='paper'"),
+]
+
+NUMBERS = [
+    ({"alpha": torch.nan}, ValueError, "alpha must be finite, got nan"),
+    ({"alpha": -torch.inf}, ValueError, "alpha must be finite, got -inf"),
+    ({"alpha": torch.ones(3)}, ValueError, "alpha has 3 values for a batch of 2"),
+    ({"threshold": 1.01}, ValueError, r"threshold .*must lie in \[-1, 1\], got 1.01"),
+    ({"threshold": -1.01}, ValueError, r"threshold .*must lie in \[-1, 1\]"),
+    ({"threshold": torch.nan}, ValueError, r"threshold .*must lie in \[-1, 1\], got nan"),
+    ({"threshold": torch.zeros(2)}, ValueError, "threshold has 2 values; give one"),
+]
+
+TABLES = [
+    ({"references": torch.zeros(B, dtype=torch.int32)}, ValueError, r"references must have shape \[2, K\]"),
+    ({"references": torch.zeros(3, 1, dtype=torch.int32)}, ValueError, r"references must have shape \[2, K\]"),
+    ({"references": torch.zeros(B, 0, dtype=torch.int32)}, ValueError, "with K >= 1"),
+    ({"references": torch.zeros(B, 1)}, TypeError, "references must be int32, got torch.float32"),
+    ({"references": torch.zeros(B, 1, dtype=torch.int32, device="meta")}, TypeError, "references is on meta, x on cpu"),
+    ({"bank": torch.randn(M, D)}, ValueError, "must have the 4 channels of x"),
+    ({"bank": torch.randn(0, M, D)}, ValueError, "the reference is empty"),
+    ({"bank": torch.randn(3, M, D).double()}, TypeError, "the reference is torch.float64"),
+    ({"mask": torch.ones(B, M, dtype=torch.bool)}, ValueError, r"mask must have shape \[2, 6\], got \[2, 5\]"),
+    ({"keep": torch.ones(T, dtype=torch.bool)}, ValueError, r"keep must have shape \[2, 6\], got \[6\]"),
+    ({"keep": torch.ones(B, T)}, TypeError, "keep must be bool, got torch.float32"),
+    ({"keep": torch.ones(B, T, dtype=torch.bool, device="meta")}, TypeError, "keep is on meta, x on cpu"),
+    ({"stats": torch.zeros(2, dtype=torch.int64)}, ValueError, r"stats must have shape \[3\], got \[2\]"),
+    ({"stats": torch.zeros(3)}, TypeError, "stats must be int64, got torch.float32"),
+    ({"stats": torch.zeros(3, dtype=torch.int64, device="meta")}, TypeError, "stats is on meta, x on cpu"),
+    (
+        {"matching": "release", "references": torch.zeros(B, 2, dtype=torch.int32)},
+        ValueError,
+        "got 2 reference images of 6 tokens for 6 source tokens",
+    ),
+]
+
+
+def fails(function, given, error, message):
+    before = {
+        name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    }
+    with pytest.raises(error, match=message) as caught:
+        function(**given)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(given[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("function", [ops.match, ops.negtome])
+@pytest.mark.parametrize("changes,error,message", BOTH + REFERENCE)
+def test_match_and_negtome(function, changes, error, message):
+    fails(function, arguments(**changes), error, message)
+
+
+@pytest.mark.parametrize("changes,error,message", NUMBERS)
+def test_numbers(changes, error, message):
+    fails(ops.negtome, arguments(**changes), error, message)
+    fails(ops.negtome_, in_place(**changes), error, message)
+
+
+@pytest.mark.parametrize("changes,error,message", BOTH + TABLES)
+def test_negtome_in_place(changes, error, message):
+    fails(ops.negtome_, in_place(**changes), error, message)
+
+
+def test_without_gradients_a_tensor_that_requires_them_is_taken():
+    with torch.no_grad():
+        assert not ops.negtome(**arguments(x=torch.randn(B, T, D, requires_grad=True))).requires_grad
