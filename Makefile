@@ -26,6 +26,7 @@ test: install ## the tests
 	$(PY) -m pytest
 
 bench: install ## the operator and the embedded pipelines beside their rivals
+	mkdir -p $(OUT)
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json
 
 gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, PY=python3 to use that Python as it is

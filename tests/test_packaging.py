@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of a copy of the tracked tree; building in place would leave a build folder behind."""
+    """The wheel of a copy of the tree without what git ignores; building in place would leave a build folder behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    tree = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True).stdout
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    tree = subprocess.run(command, check=True, capture_output=True).stdout
     for name in tree.decode().rstrip("\0").split("\0"):
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)

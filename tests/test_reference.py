@@ -142,6 +142,15 @@ def test_of_equal_cosines_the_lowest_index_wins(matching):
     assert torch.equal(best, exact.amax(1))
 
 
+def test_the_threshold_itself_is_not_merged():
+    """Cosines 1 and 0.5, exact in float64: only those above the threshold are merged."""
+    r = torch.full((1, 4), 0.5, dtype=torch.float64)
+    x = torch.stack([r[0], r[0] * torch.tensor([1, 1, 1, -1])])
+    for threshold, merged in ((1.0, [False, False]), (0.75, [True, False]), (0.5, [True, False]), (0.25, [True, True])):
+        y = reference.negtome(x, 2 * r, -1.0, threshold)
+        assert torch.equal(y, torch.where(torch.tensor(merged)[:, None], 2 * r, x))
+
+
 def test_zero_rows_have_cosine_zero():
     x, r = randn(5, 4), -randn(5, 4).abs()
     x[1], r[3] = 0, 0

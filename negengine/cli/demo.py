@@ -56,7 +56,7 @@ def demo(
     data.write_text(json.dumps(result | {"models": results}, indent=1) + "\n")
     for name, numbers in results.items():
         console.print(_table(name, numbers))
-    console.print(f"picture: {picture}\nnumbers: {data}")
+    console.print(f"picture: {picture}\nnumbers: {data}", soft_wrap=True)
 
 
 def _measure(name: str, groups: int, seed: int, advance: Any) -> tuple[dict[str, Any], list[Row]]:

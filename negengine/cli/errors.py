@@ -19,7 +19,7 @@ def one_line_errors(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            typer.secho(f"error: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from error
 
     return run  # type: ignore[return-value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,12 +74,15 @@ def generate(
         search=search,
         backend=backend,
     )
+    if not negtome and settings != NegToMe(seed=seed):
+        raise ValueError("--no-negtome leaves nothing to set; drop it, or the settings of NegToMe")
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if group_size is not None and (len(prompt) * count) % group_size:
         raise ValueError(f"--group-size {group_size} does not divide the {len(prompt) * count} images of the call")
     files = _files(output, prompt, count, seed)
     call = _call(prompt, count, steps, height, width, guidance, true_cfg, negative_prompt)
+    _check_device(device)
 
     from negengine import apply, status
 
@@ -103,14 +107,23 @@ def generate(
         info.add_text(METADATA_KEY, json.dumps({"prompt": prompt[i // count], "index": i % count} | told))
         image.save(file, pnginfo=info)
     if negtome:
-        console.print(str(status(pipe)))
-    console.print(f"{len(files)} images in {output}")
+        console.print(str(status(pipe)), soft_wrap=True)
+    console.print(f"{len(files)} images in {output}", soft_wrap=True)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        raise ValueError(f"--device {name} cannot be used: {error}") from error
 
 
 def _references(names: list[str], masks: list[Path], noise: bool) -> str | list[ReferenceImage]:
     if names[0] in ("first", "others", "previous"):
         if len(names) > 1 or masks:
             raise ValueError(f"--reference {names[0]} stands alone; several references and masks are for pictures")
+        if not noise:
+            raise ValueError("--no-noise is for reference pictures; give one with --reference, or drop it")
         return names[0]
     if masks and len(masks) != len(names):
         raise ValueError(f"{len(names)} reference pictures, but {len(masks)} masks; give one for each or none")
@@ -154,6 +167,9 @@ def _call(
 ) -> dict[str, Any]:
     if true_cfg is not None and negative_prompt is None:
         raise ValueError("--true-cfg does nothing without --negative-prompt")
+    for name, scale in (("guidance", guidance), ("true-cfg", true_cfg)):
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(f"--{name} must be finite, got {scale}")
     given = {
         "num_inference_steps": steps,
         "height": height,
@@ -182,7 +198,7 @@ def _load(model: str, dtype: torch.dtype, device: str) -> Any:
         raise ValueError(f"--model {model} is no folder, no hub id (owner/name) and no embedded model ({', '.join(models.NAMES)})")
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+    return DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
 
 
 def _told(settings: NegToMe, references: list[str], masks: list[Path]) -> dict[str, Any]:

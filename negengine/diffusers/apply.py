@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,6 +23,7 @@ Target = TypeVar("Target")
 SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
 
 _applied: weakref.WeakKeyDictionary[nn.Module, Applied] = weakref.WeakKeyDictionary()
+_driven: weakref.WeakKeyDictionary[Any, Applied] = weakref.WeakKeyDictionary()  # by pipeline
 
 
 def apply(target: Target, settings: NegToMe, *, scheduler: Any = None) -> Target:
@@ -52,18 +54,31 @@ def apply(target: Target, settings: NegToMe, *, scheduler: Any = None) -> Target
     elif settings.pictures and getattr(pipe, "vae", None) is None:
         raise ValueError("reference pictures are encoded by the pipeline's VAE, but this pipeline has none")
     sites = select(list(family.sites(denoiser)), settings.blocks or (), family)
-    remove(denoiser)
-    _applied[denoiser] = Applied(pipe, denoiser, family, settings, sites, scheduler)
+    known = {site.path for site in _applied[denoiser].sites} if denoiser in _applied else set()
+    remove(target)
+    if {site.path for site in sites} - known:
+        _forget_compiled(target, denoiser, family)
+    _applied[denoiser] = applied = Applied(pipe, denoiser, family, settings, sites, scheduler)
+    if pipe is not None:
+        _driven[pipe] = applied
     return target
 
 
 def remove(target: Target) -> Target:
     """Take the method off; nothing of it remains. Does nothing if there is none. Returns ``target``."""
     denoiser, _ = find_denoiser(target)
-    applied = _applied.pop(denoiser, None)
-    if applied is not None:
-        applied.detach()
+    for applied in (_applied.pop(denoiser, None), _driven.pop(target, None)):  # the latter: its denoiser was replaced
+        if applied is not None:
+            applied.detach()
     return target
+
+
+def _forget_compiled(target: Any, denoiser: nn.Module, family: Family) -> None:
+    """Compiled code does not look for hooks that came after it (torch._dynamo's skip_nnmodule_hook_guards)."""
+    given = target if isinstance(target, nn.Module) else getattr(target, family.component)
+    wrapped = given is not denoiser  # by torch.compile(module)
+    if wrapped or any(module._compiled_call_impl is not None for module in denoiser.modules()):
+        torch.compiler.reset()
 
 
 def status(target: Any) -> Status:
@@ -136,6 +151,7 @@ class Applied:
         self._attach(denoiser)
         self._follow(scheduler if pipe is None else pipe.scheduler)
         if pipe is not None:
+            self.run.open = False
             self._pipe_listeners = [
                 MethodListener(pipe, "encode_prompt", self._prompts_encoded),
                 MethodListener(pipe, "prepare_latents", self._latents_prepared),
@@ -233,6 +249,7 @@ class Applied:
         size = latents.shape[-2:] if latents.ndim == 4 else _packed_size(pipe, arguments)
         self.run.set_size(tuple(size))
         if self.run.pictures:
+            self.run.pictures.prepare_masks(self.run.grids.values(), latents.device)
             self.run.pictures.encode(pipe, tuple(size), latents.device, latents.dtype)
             self.run.move_to(self.run.position)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,17 +19,21 @@ class MethodListener:
 
     def __init__(self, owner: Any, name: str, heard: Callable[[Mapping[str, Any], Any], None]) -> None:
         """``heard(arguments by name, result)`` is called after each call."""
-        self.owner, self.name, self.heard = owner, name, heard
-        self.call = _Call(getattr(owner, name), self)
-        setattr(owner, name, self.call)
+        self._owner, self.name, self.heard = weakref.ref(owner), name, heard
+        call = _Call(getattr(owner, name), self)
+        setattr(owner, name, call)
+        self._call = weakref.ref(call)  # the owner holds it; a listener must not hold the owner
 
     def remove(self) -> None:
-        self.call.listener = None
-        if vars(self.owner).get(self.name) is self.call:
-            if self.call.overrode_instance:
-                setattr(self.owner, self.name, self.call.original)
+        owner, call = self._owner(), self._call()
+        if owner is None or call is None:
+            return
+        call.listener = None
+        if vars(owner).get(self.name) is call:
+            if call.overrode_instance:
+                setattr(owner, self.name, call.original)
             else:
-                delattr(self.owner, self.name)
+                delattr(owner, self.name)
 
 
 class _Call:
@@ -38,7 +43,7 @@ class _Call:
         functools.update_wrapper(self, original)
         self.original = original
         self.listener: MethodListener | None = listener
-        self.overrode_instance = listener.name in vars(listener.owner)
+        self.overrode_instance = listener.name in vars(listener._owner())
         self.signature = inspect.signature(original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

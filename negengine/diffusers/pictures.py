@@ -80,6 +80,12 @@ class Pictures:
                 joined[name] = _with_rows(joined[name], len(sample), owner)
         return joined
 
+    def prepare_masks(self, grids: Any, device: torch.device) -> None:
+        """Resize the masks to every token grid, on the host, before the denoiser runs."""
+        for grid in grids:
+            if (grid, device) not in self._masks:
+                self._masks[grid, device] = torch.stack([_token_mask(p, grid) for p in self.pictures]).to(device)
+
     def mask(self, grid: Grid, images: int, groups: int, device: torch.device) -> Tensor | None:
         """Which tokens of the joined batch may be matched: bool ``[images + groups * A, tokens]``; None if all.
 
@@ -88,8 +94,8 @@ class Pictures:
         if all(p.mask is None for p in self.pictures):
             return None
         key = (grid, device)
-        if key not in self._masks:
-            self._masks[key] = torch.stack([_token_mask(p, grid) for p in self.pictures]).to(device)
+        if key not in self._masks:  # a denoiser spread over several devices
+            self.prepare_masks([grid], device)
         masks = self._masks[key]
         assert masks is not None
         return torch.cat([masks.new_ones(images, masks.shape[1]), masks.repeat(groups, 1)])

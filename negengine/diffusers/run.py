@@ -43,6 +43,7 @@ class Run:
         self.settings, self.family, self.sites = settings, family, sites
         self.unscheduled = unscheduled
         self.active = unscheduled
+        self.open = True  # a call of the pipeline that was applied to is running
         self.group_size = settings.group_size or 0
         self.text_tokens = 0
         self.latent_size: Grid | None = None
@@ -75,6 +76,7 @@ class Run:
             )
         self.settings.alphas(self.settings.timesteps[1], group_size)  # type: ignore[index]
         self.active = False
+        self.open = True
         self.group_size = group_size
         self.timesteps, self.position = [], 0
         self.steps = self.active_steps = 0
@@ -105,7 +107,7 @@ class Run:
         """The next call of the denoiser is at this position of the timesteps: decide for it."""
         self.position = position
         low, high = self.settings.timesteps  # type: ignore[misc]
-        self.active = position < len(self.timesteps) and low <= self.timesteps[position] <= high
+        self.active = self.open and position < len(self.timesteps) and low <= self.timesteps[position] <= high
         if not self.active:
             return
         self.seed = self._seeds[position]
@@ -204,7 +206,7 @@ class Run:
 
     def finish(self) -> None:
         """A pipeline call is over: say what it did."""
-        self.active = False
+        self.active = self.open = False
         status = self.status()
         logger.log(logging.WARNING if status.idle_reason else logging.INFO, "%s", status)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from negengine.models.digits import SIZE, Digits, Jitter, vary
 from negengine.models.training import Recipe, Task
 
-KL_WEIGHT = 2e-3
-RECIPE = Recipe(steps=900, batch=64, lr=2e-3, ema=0.99)
+KL_WEIGHT = 3e-4
+RECIPE = Recipe(steps=650, batch=32, lr=2e-3, ema=0.99)
 
 
 def build() -> AutoencoderKL:
@@ -67,8 +67,8 @@ def standardise(vae: AutoencoderKL, images: Tensor) -> None:
     latents = encode(vae, images)
     mean = latents.mean((0, 2, 3))
     outer, inner = vae.quant_conv, vae.post_quant_conv
-    assert isinstance(outer, nn.Conv2d) and isinstance(inner, nn.Conv2d)
-    assert outer.bias is not None and inner.bias is not None
+    if outer.bias is None or inner.bias is None:
+        raise ValueError("the convolutions around the latents need biases, to take up the mean")
     outer.bias[: len(mean)] -= mean
     inner.bias += inner.weight[:, :, 0, 0] @ mean
     deviation = (latents - mean.view(1, -1, 1, 1)).square().mean().sqrt().item()

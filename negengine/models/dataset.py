@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch import Tensor
 
 from negengine.models import prompts
 from negengine.models.autoencoder import encode
 from negengine.models.digits import Digits, Jitter, vary
+from negengine.models.training import Task
 
 OPEN_SHARE = 0.15
-VARIANTS = 12
+VARIANTS = 8
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class LatentDigits:
         versions = torch.randint(variants, (batch,), generator=generator)
         styles = [self.styles[row] for row in rows.tolist()]
         return self.latents[versions, rows], prompts.write(self.labels[rows], styles, generator, OPEN_SHARE)
+
+
+class GeneratorTask(Task):
+    """A model that learns to draw the digits from their prompts."""
+
+    def __init__(self, digits: LatentDigits) -> None:
+        super().__init__()
+        self.digits = digits
+
+    def prepare(self, seed: int) -> None:
+        """What is learned before the training proper; nothing by default."""
+
+    @abstractmethod
+    def pipeline(self, vae: AutoencoderKL) -> DiffusionPipeline:
+        """The model as it is now, as a pipeline that shares its modules."""
 
 
 def keep_mask(batch: int, dropped: float, generator: torch.Generator) -> Tensor:

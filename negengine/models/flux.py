@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from negengine.models import text
-from negengine.models.dataset import LatentDigits, keep_mask
-from negengine.models.training import Recipe, Task
+from negengine.models.dataset import GeneratorTask, LatentDigits, keep_mask
+from negengine.models.training import Recipe
 
-RECIPE = Recipe(steps=2000, batch=96, lr=1.5e-3)
+RECIPE = Recipe(steps=1800, batch=80, lr=1.5e-3)
 DROPPED = 0.12
 TEXT_LENGTH = 16
 LONG_TEXT_SHARE = 0.06
@@ -34,12 +34,11 @@ def build() -> FluxTransformer2DModel:
     )
 
 
-class FluxTask(Task):
+class FluxTask(GeneratorTask):
     """The transformer and its text encoders learn the velocity from data to noise."""
 
     def __init__(self, digits: LatentDigits) -> None:
-        super().__init__()
-        self.digits = digits
+        super().__init__(digits)
         self.tokenizer = text.clip_tokenizer()
         self.tokenizer_2 = text.t5_tokenizer()
         self.text_encoder = text.clip_encoder(self.tokenizer)

@@ -15,16 +15,37 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PROMPTS: tuple[str, ...] = tuple(f"a handwritten {word}" for word in WORDS)
 """One specified prompt a class, in the order of the classes."""
 
-UNDER_SPECIFIED: tuple[str, ...] = ("a digit", "a handwritten digit", "a number", "a handwritten number", "a thin digit", "a bold digit")
+UNDER_SPECIFIED: tuple[str, ...] = (
+    "a digit",
+    "a handwritten digit",
+    "a number",
+    "a handwritten number",
+    "a thin digit",
+    "a bold digit",
+)
 """Prompts that leave the class open."""
 
-PLAIN = (
+PLAIN: tuple[str, ...] = (
     "a handwritten {}", "a handwritten {}", "handwritten {}", "a handwritten digit {}", "the digit {}", "the number {}",
     "a digit {}", "a {}", "{}", "a photo of a {}", "an image of a {}", "a photo of the digit {}", "a drawing of a {}",
 )  # fmt: skip
-STYLED = ("a {style} {}", "a {style} digit {}", "a {style} handwritten {}", "the {style} digit {}", "a photo of a {style} {}")
-OPEN = ("a digit", "a handwritten digit", "a number", "a handwritten number", "a photo of a digit", "digit", "a handwritten")
-OPEN_STYLED = ("a {style} digit", "a {style} number", "a {style} handwritten digit")
+STYLED: tuple[str, ...] = (
+    "a {style} {}",
+    "a {style} digit {}",
+    "a {style} handwritten {}",
+    "the {style} digit {}",
+    "a photo of a {style} {}",
+)
+OPEN: tuple[str, ...] = (
+    "a digit",
+    "a handwritten digit",
+    "a number",
+    "a handwritten number",
+    "a photo of a digit",
+    "digit",
+    "a handwritten",
+)
+OPEN_STYLED: tuple[str, ...] = ("a {style} digit", "a {style} number", "a {style} handwritten digit")
 STYLES = ("thin", "bold", "slanted", "upright")
 
 
@@ -45,7 +66,11 @@ def styles_of(digits: Digits) -> list[tuple[str, ...]]:
 
 
 def write(
-    labels: Tensor, styles: Sequence[tuple[str, ...]], generator: torch.Generator, open_share: float, styled_share: float = 0.35
+    labels: Tensor,
+    styles: Sequence[tuple[str, ...]],
+    generator: torch.Generator,
+    open_share: float,
+    styled_share: float = 0.35,
 ) -> list[str]:
     """One random true prompt for each digit; a share ``open_share`` of them leaves the class open."""
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor
-from torch.nn import functional as F
 
 from negengine.models import text
-from negengine.models.dataset import LatentDigits, keep_mask
+from negengine.models.dataset import GeneratorTask, LatentDigits, keep_mask
 from negengine.models.digits import SIZE
-from negengine.models.training import Recipe, Task
+from negengine.models.teaching import STEPS, teach
+from negengine.models.training import Recipe
 
-RECIPE = Recipe(steps=2000, batch=64, lr=1.5e-3)
+RECIPE = Recipe(steps=1500, batch=48, lr=1.5e-3)
 DROPPED_TO_ZEROS = 0.10
 DROPPED_TO_EMPTY = 0.04
 TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
 """Original size, crop corner, target size: what the pipeline passes at its default size."""
 TIME_ID_WIDTH = 16
+SNR_LIMIT = 5.0
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
@@ -27,12 +34,12 @@ def build() -> UNet2DConditionModel:
         sample_size=SIZE // 2,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(48, 96),
+        block_out_channels=(32, 96),
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,
         transformer_layers_per_block=1,
-        attention_head_dim=(3, 6),
+        attention_head_dim=(2, 6),
         norm_num_groups=16,
         cross_attention_dim=2 * text.WIDTH,
         use_linear_projection=True,
@@ -42,17 +49,21 @@ def build() -> UNet2DConditionModel:
     )
 
 
-class SdxlTask(Task):
+class SdxlTask(GeneratorTask):
     """The U-Net and both text encoders learn the noise; a withheld prompt is all zeros, as the pipeline has it by default."""
 
     def __init__(self, digits: LatentDigits) -> None:
-        super().__init__()
-        self.digits = digits
+        super().__init__(digits)
         self.tokenizer = text.clip_tokenizer()
         self.text_encoder = text.clip_encoder(self.tokenizer)
         self.text_encoder_2 = text.clip_projector(self.tokenizer)
-        self.unet = build().to(memory_format=torch.channels_last)
+        self.unet = build()
         self.noise = DDPMScheduler(**NOISE)
+
+    def prepare(self, seed: int, steps: int = STEPS) -> None:
+        """A head start for the text encoders: without it 1,200 steps read as prompted in 43 % of 40 samples."""
+        encoders = [*self.text_encoder.parameters(), *self.text_encoder_2.parameters()]
+        teach(self.encode, encoders, self.digits.draw, seed, steps)
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         latents, prompts = self.digits.draw(batch, generator)
@@ -62,7 +73,7 @@ class SdxlTask(Task):
         timesteps = torch.randint(len(self.noise), (batch,), generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         predicted = self.unet(
-            self.noise.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last),
+            self.noise.add_noise(latents, noise, timesteps),
             timesteps,
             encoder_hidden_states=states * kept.view(-1, 1, 1),
             added_cond_kwargs={
@@ -70,7 +81,14 @@ class SdxlTask(Task):
                 "time_ids": torch.tensor([TIME_IDS], dtype=torch.float32).expand(batch, -1),
             },
         ).sample
-        return F.mse_loss(predicted.float(), noise)
+        error = (predicted.float() - noise).square().mean((1, 2, 3))
+        return (error * self._weights(timesteps)).mean()
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        """``min(SNR, 5) / SNR`` (arXiv 2303.09556): the early steps, which decide the digit, count for more."""
+        kept = self.noise.alphas_cumprod[timesteps]
+        ratio = kept / (1 - kept)
+        return ratio.clamp(max=SNR_LIMIT) / ratio
 
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """States ``[B, CLIP_LENGTH, 2 D]`` of both encoders' last layer but one, and the projected pooled state ``[B, D]``."""

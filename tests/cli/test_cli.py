@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -11,6 +12,7 @@ import negengine
 from negengine import models, ops
 from negengine.cli import app
 from negengine.cli.doctor import self_test
+from negengine.cli.errors import one_line_errors
 
 runner = CliRunner()
 
@@ -123,6 +125,11 @@ def test_a_reference_picture_with_its_mask(tmp_path, picture):
         (("--true-cfg", "2"), "does nothing without --negative-prompt"),
         (("--backend", "cuda"), "unknown backend"),
         (("--blocks", "up_blocks"), "no attention block"),
+        (("--device", "nope"), "--device nope cannot be used"),
+        (("--guidance", "nan"), "--guidance must be finite"),
+        (("--negative-prompt", "4", "--true-cfg", "inf"), "--true-cfg must be finite"),
+        (("--no-noise",), "--no-noise is for reference pictures"),
+        (("--no-negtome", "--alpha", "2"), "--no-negtome leaves nothing to set"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, arguments, message):
@@ -131,6 +138,29 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, argumen
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the error is that of a machine without a GPU")
+def test_a_missing_gpu_is_one_line(tmp_path):
+    result = generate(tmp_path, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device cuda cannot be used" in result.output
+
+
+def test_devices_are_checked_before_the_model(tmp_path):
+    result = generate(tmp_path, "--device", "nope", model="no such model")
+    assert "--device nope cannot be used" in result.output
+
+
+def test_an_error_of_many_lines_is_told_in_one(capsys):
+    @one_line_errors
+    def fail():
+        raise OSError("first\n  second\n\nthird")
+
+    with pytest.raises(typer.Exit) as stopped:
+        fail()
+    assert stopped.value.exit_code == 2
+    assert capsys.readouterr().err == "error: first second third\n"
 
 
 def test_an_unknown_model_is_one_line(tmp_path):

@@ -52,12 +52,13 @@ def test_two_graphs_and_the_eager_result(family, how):
     assert backend.graphs <= 2
 
 
-def test_applied_after_compiling(family):
+@pytest.mark.parametrize("how", ["in place", "wrapped"])
+def test_applied_after_compiling(family, how):
     pipe, backend = BUILDERS[family](), Counting()
     expected = draw(negengine.apply(pipe, negengine.NegToMe(**SETTINGS)))
     negengine.remove(pipe)
     plain = draw(pipe)
-    compiled(pipe, backend)
+    compiled(pipe, backend, how)
     torch.testing.assert_close(draw(pipe), plain, rtol=1e-4, atol=1e-4)
     negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
     torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)

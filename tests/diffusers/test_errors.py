@@ -91,12 +91,12 @@ def test_a_unet_of_another_family():
         cross_attention_dim=8,
         attention_head_dim=2,
     )
-    with pytest.raises(TypeError, match="does not know UNet2DConditionModel.*SDXL.*To add a family"):
+    with pytest.raises(TypeError, match=r"does not know UNet2DConditionModel.*SDXL.*To add a family"):
         apply(unet, NegToMe())
 
 
 def test_settings_of_no_known_method():
-    with pytest.raises(TypeError, match="settings must be a negengine.NegToMe, got dict"):
+    with pytest.raises(TypeError, match=r"settings must be a negengine\.NegToMe, got dict"):
         apply(flux(), {"alpha": 0.9})
 
 

@@ -204,7 +204,7 @@ def test_a_block_gives_what_the_mathematics_says(place, matching, pictures, mask
         expected = reference.negtome(before[row], r, 0.8, 0.3, allowed, matching)
         torch.testing.assert_close(after[row], expected, rtol=1e-6, atol=1e-6)
         changed += (expected != before[row]).any(-1).sum().item()
-    assert 0 < changed
+    assert changed > 0
     assert torch.equal(after[images:], before[images:])
 
 

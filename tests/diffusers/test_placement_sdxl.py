@@ -75,5 +75,5 @@ def test_defaults_are_those_of_the_paper():
     pipe = negengine.apply(sdxl(), negengine.NegToMe())
     assert torch.equal(call(pipe, seed=seed), expected)
     status = negengine.status(pipe)
-    assert status.blocks == 12 and status.active_blocks == 4
+    assert (status.blocks, status.active_blocks) == (12, 4)
     assert 0 < status.active_steps < 6

@@ -85,7 +85,7 @@ def test_a_run_that_did_nothing_warns_with_the_cause(family, settings, call, rea
     assert reason in status.idle_reason
     (record,) = [r for r in caplog.records if r.name == "negengine"]
     assert record.levelno == logging.WARNING
-    assert "changed nothing" in record.getMessage() and reason in record.getMessage()
+    assert f"changed nothing: {reason}" in record.getMessage()
 
 
 def test_a_run_is_logged_at_info(family, caplog):
@@ -103,5 +103,5 @@ def test_before_the_first_run(family):
     pipe = negengine.apply(BUILDERS[family](), negengine.NegToMe())
     assert negengine.status(pipe).steps == 0
     assert "not run yet" in str(negengine.status(pipe))
-    with pytest.raises(ValueError, match="no method is applied; call negengine.apply"):
+    with pytest.raises(ValueError, match="no method is applied"):
         negengine.status(negengine.remove(pipe))

@@ -126,7 +126,7 @@ def test_first_block_cache():
     expected, call = expected_with("flux", cached, call)
     pipe = BUILDERS["flux"]()
     cached(pipe)
-    got, status = hooked(pipe, call, **WINDOW)
+    got, _ = hooked(pipe, call, **WINDOW)
     assert torch.equal(got, expected)
     negengine.remove(pipe)
     plain = BUILDERS["flux"]()

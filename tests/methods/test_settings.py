@@ -134,8 +134,9 @@ def test_alphas():
     assert NegToMe(alpha=2).alphas(500, 3) == (2.0, 2.0, 2.0)
     assert NegToMe(alpha=[0.1, 0.2]).alphas(500, 2) == (0.1, 0.2)
     assert NegToMe(alpha=lambda t: t / 1000).alphas(250, 2) == (0.25, 0.25)
-    with pytest.raises(ValueError, match="alpha has 2 values, one per image, but a group has 3 images"):
-        NegToMe(alpha=[0.1, 0.2]).alphas(500, 3)
+    for images in (1, 3):
+        with pytest.raises(ValueError, match=f"alpha has 2 values, one per image, but a group has {images} images"):
+            NegToMe(alpha=[0.1, 0.2]).alphas(500, images)
     with pytest.raises(ValueError, match=r"alpha\(250\) must be finite, got nan"):
         NegToMe(alpha=lambda t: math.nan).alphas(250, 2)
 

