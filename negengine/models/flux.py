@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from negengine.models import text
 from negengine.models.dataset import GeneratorTask, LatentDigits, keep_mask
+from negengine.models.teaching import STEPS, teach
 from negengine.models.training import Recipe
 
-RECIPE = Recipe(steps=1800, batch=80, lr=1.5e-3)
+RECIPE = Recipe(steps=2000, batch=80, lr=1.5e-3)
 DROPPED = 0.12
 TEXT_LENGTH = 16
 LONG_TEXT_SHARE = 0.06
@@ -44,6 +45,11 @@ class FluxTask(GeneratorTask):
         self.text_encoder = text.clip_encoder(self.tokenizer)
         self.text_encoder_2 = text.t5_encoder(self.tokenizer_2)
         self.transformer = build()
+
+    def prepare(self, seed: int, steps: int = STEPS) -> None:
+        """A head start for the text encoders."""
+        encoders = [*self.text_encoder.parameters(), *self.text_encoder_2.parameters()]
+        teach(lambda prompts: self.encode(prompts, TEXT_LENGTH), encoders, self.digits.draw, seed, steps)
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
         length, batch = _text_length(batch, generator)

@@ -18,7 +18,7 @@ from negengine.models.digits import SIZE
 from negengine.models.teaching import STEPS, teach
 from negengine.models.training import Recipe
 
-RECIPE = Recipe(steps=1500, batch=48, lr=1.5e-3)
+RECIPE = Recipe(steps=4000, batch=48, lr=1.5e-3)
 DROPPED_TO_ZEROS = 0.10
 DROPPED_TO_EMPTY = 0.04
 TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
