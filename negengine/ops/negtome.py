@@ -236,9 +236,7 @@ def _match_impl(x, bank, references, mask, matching, search, backend):  # type: 
     return cosine.float(), index
 
 
-def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend, stats=None):  # type: ignore[no-untyped-def]
-    chosen = registry.choose(backend, x.device, x.dtype, search)
-    bank = x if bank is None else bank
+def _composed(chosen, x, bank, references, alpha, threshold, keep, stats, mask, matching, search):  # type: ignore[no-untyped-def]
     cosine, index = chosen.match(x, bank, references, mask, matching, search)
     gate = _gate(x, cosine, index, threshold, keep)
     if stats is not None:
@@ -247,9 +245,23 @@ def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, s
     return chosen.merge(x, bank, references, index, gate, alpha)
 
 
+def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    chosen = registry.choose(backend, x.device, x.dtype, search)
+    bank = x if bank is None else bank
+    if chosen.fused is None:
+        return _composed(chosen, x, bank, references, alpha, threshold, keep, None, mask, matching, search)
+    y = x.new_empty(x.shape)
+    chosen.fused(x, y, bank, references, alpha, threshold, keep, None, mask, matching, search)
+    return y
+
+
 def _negtome_inplace_impl(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend):  # type: ignore[no-untyped-def]
-    y = _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend, stats)
-    x.copy_(y)
+    chosen = registry.choose(backend, x.device, x.dtype, search)
+    bank = x if bank is None else bank
+    if chosen.fused is None:
+        x.copy_(_composed(chosen, x, bank, references, alpha, threshold, keep, stats, mask, matching, search))
+    else:
+        chosen.fused(x, x, bank, references, alpha, threshold, keep, stats, mask, matching, search)
 
 
 _LIBRARY.impl("match", _match_impl, "CompositeExplicitAutograd")

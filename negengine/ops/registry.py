@@ -21,6 +21,8 @@ class Backend:
         refuses: ``(device, dtype, search) ->`` None if it takes such a call, else why not.
         match: ``(x, bank, references, mask, matching, search) -> (cosine [B, T], index int32 [B, T])``.
         merge: ``(x, bank, references, index, gate, alpha) -> y [B, T, D]``.
+        fused: the whole call, ``(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search) -> None``; writes
+            ``y``, which may be ``x``, as ``bank`` may be. Without it, ``match``, the gate and ``merge`` run one after another.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Backend:
     refuses: Callable[[torch.device, torch.dtype, str], str | None]
     match: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str], tuple[Tensor, Tensor]]
     merge: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    fused: Callable[..., None] | None = None
 
 
 _BACKENDS: dict[str, Backend] = {}  # in order of preference

@@ -93,3 +93,23 @@ def test_unknown_search():
 def test_a_name_is_taken_once(fake):
     with pytest.raises(ValueError, match="'torch' is registered already"):
         ops.register_backend(registry._BACKENDS["torch"])
+
+
+def test_a_fused_call_replaces_the_composition(fake):
+    """``y`` is new memory out of place, ``x`` itself in place; the bank is ``x`` where none was given."""
+    seen = []
+
+    def fused(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search):
+        seen.append((y is x, bank is x, stats))
+        y.copy_(x + 1)
+
+    fake(fused=fused)
+    x, stats = torch.randn(2, 4, 3), torch.zeros(3, dtype=torch.int64)
+    before = x.clone()
+    assert torch.equal(ops.negtome(x, torch.randn(5, 3), backend="fake"), before + 1)
+    assert torch.equal(x, before)
+    ops.negtome_(x, torch.zeros(2, 1, dtype=torch.int32), 0.9, 0.0, stats=stats, backend="fake")
+    assert torch.equal(x, before + 1)
+    assert [entry[:2] for entry in seen] == [(False, False), (True, True)]
+    assert seen[0][2] is None
+    assert seen[1][2] is stats
