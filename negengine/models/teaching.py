@@ -56,4 +56,5 @@ def teach(
         (F.cross_entropy(by_states, classes) + F.cross_entropy(by_pooled, classes)).backward()
         optimizer.step()
         right = (by_pooled.argmax(-1) == classes).double().mean()
+    optimizer.zero_grad()  # a gradient left behind would join the first step of the training that follows
     return float(right)

@@ -83,9 +83,10 @@ def test_generate_writes_images_that_carry_their_settings(tmp_path, model):
 
 def test_the_same_command_gives_the_same_images_and_negtome_changes_all_but_the_first(tmp_path):
     where = []
-    for name, extra in (("a", ()), ("b", ()), ("c", ("--no-negtome",))):
-        arguments = ("--count", 2, "--threshold", -1, "--timesteps", 0, 1000, *extra)
-        result = run("generate", "--model", "mnist-flux", "--prompt", "3", "--steps", 2, "--output", tmp_path / name, *arguments)
+    always = ("--threshold", -1, "--timesteps", 0, 1000)
+    for name, arguments in (("a", always), ("b", always), ("c", ("--no-negtome",))):
+        call = ("--model", "mnist-flux", "--prompt", "3", "--count", 2, "--steps", 2, "--output", tmp_path / name)
+        result = run("generate", *call, *arguments)
         assert result.exit_code == 0, result.output
         where.append([Image.open(f).tobytes() for f in sorted((tmp_path / name).iterdir())])
     assert where[0] == where[1]

@@ -157,18 +157,20 @@ def test_command_trains_what_loads(cli, name: str, tmp_path: Path) -> None:
     assert pipeline("7", height=32, width=32, num_inference_steps=1).images[0].size == (32, 32)
 
 
-def test_command_continues_after_an_interrupt_to_the_same_file(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = "mnist-flux"
+@pytest.mark.parametrize("model, task", [("mnist-flux", FluxTask), ("mnist-sdxl", SdxlTask)])
+def test_command_continues_after_an_interrupt_to_the_same_file(
+    cli, model: str, task: type[GeneratorTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli(tmp_path / "whole", model).exit_code == 0
-    loss, calls = FluxTask.loss, []
+    loss, calls = task.loss, []
 
-    def interrupted_loss(self: FluxTask, batch: int, generator: torch.Generator) -> Tensor:
+    def interrupted_loss(self: GeneratorTask, batch: int, generator: torch.Generator) -> Tensor:
         calls.append(batch)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return loss(self, batch, generator)
 
-    monkeypatch.setattr(FluxTask, "loss", interrupted_loss)
+    monkeypatch.setattr(task, "loss", interrupted_loss)
     stopped = cli(tmp_path / "cut", model)
     assert stopped.exit_code == 130
     assert "stopped after 2 of 4 steps; the same command continues" in stopped.output
