@@ -154,12 +154,12 @@ def noise_levels(scheduler: Any) -> Callable[[int], tuple[float, float, float]]:
 
     def levels(position: int) -> tuple[float, float, float]:
         t = probe.timesteps[position]
-        signal, noise = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+        signal, noise = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
         rewind()
         if hasattr(probe, "scale_noise"):
-            mixed = probe.scale_noise(signal, t.expand(2), noise)
+            mixed = probe.scale_noise(signal, t.view(1), noise)
         else:
-            mixed = probe.add_noise(signal, noise, t.expand(2))
+            mixed = probe.add_noise(signal, noise, t.view(1))
         a, b = scaled(mixed, t).flatten().tolist()
         return a, b, scaled(torch.ones(1, 1), t).item()
 

@@ -10,6 +10,7 @@ from literal import Literal
 from tiny import BUILDERS, denoiser, draw, flux, sdxl, watched
 
 import negengine
+from negengine.diffusers.pictures import noise_levels
 
 SCHEDULERS = [
     ("sdxl", "EulerDiscreteScheduler", {}),
@@ -74,6 +75,15 @@ def test_flow_match_heun():
         expected = call(twin.transformer, diffusers.FlowMatchHeunDiscreteScheduler())
     assert torch.equal(call(pipe.transformer, scheduler), expected)
     assert 0 < sum(t >= 500 for t, _ in calls) < len(calls) == 7
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
+def test_noise_levels_of_flow_matching(name):
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(5)
+    levels = noise_levels(scheduler)
+    for position, sigma in enumerate(scheduler.sigmas[:-1].tolist()):
+        assert levels(position) == pytest.approx((1 - sigma, sigma, 1))
 
 
 @pytest.mark.parametrize("builder", ["flux_img2img", "sdxl_img2img"])
