@@ -41,7 +41,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset("mnist-flux", steps=25, guidance=3.0, max_sequence_length=16),
-        Preset("mnist-sdxl", steps=25, guidance=4.0),
+        Preset("mnist-sdxl", steps=25, guidance=3.0),
     )
 }
 
