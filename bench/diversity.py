@@ -1,10 +1,11 @@
 """What NegToMe does to the embedded models: diversity and fidelity over many groups, and the curve over alpha.
 
-    python bench/diversity.py curve      # alpha from 0 to 2.5, each reference mode and matching, one seed
+    python bench/diversity.py curve      # over alpha, each reference mode and matching
     python bench/diversity.py preset     # the presets, 90 groups of 4, three seeds
     python bench/diversity.py pictures   # away from given digits, with and without mask
 
-Every command writes a JSON under ``bench/results/diversity``; ``curve`` also the plot in ``docs``. All draw the same seeds.
+Every command writes a JSON a model under ``bench/results/diversity``; ``curve`` also the plot in ``docs``. All draw the same
+seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from negengine.cli.environment import machine, versions
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "diversity"
 GROUP = 4
-ALPHAS = (0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.5)
+ALPHAS = {"mnist-flux": (0.3, 0.6, 0.9, 1.3, 1.8), "mnist-sdxl": (1.5, 3.0, 4.5, 6.0, 8.0)}
 VARIANTS = (("first", "paper"), ("others", "paper"), ("previous", "paper"), ("first", "release"))
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -93,52 +93,41 @@ def paired(with_: list[float], without: list[float]) -> dict[str, float]:
     return {"mean": float(difference.mean()), "standard_error": float(difference.std() / len(difference) ** 0.5)}
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
+def save(what: str, name: str, result: dict[str, Any]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    result = {
-        "what": name,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
-        "versions": versions(),
-        **result,
-    }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    about = {"what": what, "model": name, "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions()}
+    path = RESULTS / f"{what}-{name}.json"
+    path.write_text(json.dumps(about | {"call": models.preset(name).call_kwargs()} | result, indent=1) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
     return path
 
 
-def for_models(model: list[str] | None, run: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    return {name: run(name) for name in (model or models.NAMES)}
-
-
 @app.command()
-def curve(model: Models = None, seeds: int = 3) -> None:
-    """Diversity and fidelity over alpha, for every reference mode and matching."""
-
-    def run(name: str) -> dict[str, Any]:
+def curve(model: Models = None, seeds: int = 2) -> None:
+    """Diversity and fidelity over alpha, for every reference mode and matching; twenty groups a point."""
+    for name in model or models.NAMES:
         study = Study(name, list(range(seeds)))
         base = models.negtome_preset(name)
         points = [{"reference": None, "matching": None, "alpha": 0.0, **study.measure(None)}]
-        cases = [(r, m, a) for r, m in VARIANTS for a in ALPHAS if a]
+        cases = [(r, m, a) for r, m in VARIANTS for a in ALPHAS[name]]
         for reference, matching, alpha in track(cases, description=name):
             settings = dataclasses.replace(base, reference=reference, matching=matching, alpha=alpha)
             points.append({"reference": reference, "matching": matching, "alpha": alpha, **study.measure(settings)})
-        return {"window": base.timesteps, "threshold": base.threshold, "points": points}
-
-    result = for_models(model, run)
-    path = save("curve", {"group_size": GROUP, "models": result})
-    plot(result, ROOT / "docs" / "alpha.png")
-    print(f"wrote {path} and docs/alpha.png")
+        save("curve", name, {"group_size": GROUP, "settings": dataclasses.asdict(base), "points": points})
+    plot(ROOT / "docs" / "alpha.png")
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def plot(path: Path) -> None:
+    """Every curve that was measured, a column a model."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    files = {name: RESULTS / f"curve-{name}.json" for name in models.NAMES}
+    result = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     rows = (("vendi", "Vendi score in a group of 4"), ("distance", "pairwise feature distance"), ("fidelity", "read as prompted"))
-    figure, axes = plt.subplots(len(rows), len(result), figsize=(5.2 * len(result), 8), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(len(rows), len(result), figsize=(5.2 * len(result), 8), sharex="col", squeeze=False)
     for column, (name, study) in enumerate(result.items()):
         plain, *points = study["points"]
         for row, (key, label) in enumerate(rows):
@@ -162,8 +151,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 @app.command()
 def preset(model: Models = None, seeds: int = 3, batches: int = 3) -> None:
     """The presets against no NegToMe: ten groups of four a batch."""
-
-    def run(name: str) -> dict[str, Any]:
+    for name in model or models.NAMES:
         plain: list[dict[str, Any]] = []
         merged: list[dict[str, Any]] = []
         for seed in track(range(seeds), description=name):
@@ -176,15 +164,12 @@ def preset(model: Models = None, seeds: int = 3, batches: int = 3) -> None:
             )
             for key in ("distance", "vendi")
         }
-        return {"without": plain, "with": merged, "difference": pooled, "settings": dataclasses.asdict(models.negtome_preset(name))}
-
-    result = for_models(model, run)
-    print(f"wrote {save('preset', {'group_size': GROUP, 'models': result})}")
-    for name, study in result.items():
+        settings = dataclasses.asdict(models.negtome_preset(name))
+        save("preset", name, {"group_size": GROUP, "settings": settings, "without": plain, "with": merged, "difference": pooled})
         for key in ("distance", "vendi", "fidelity"):
-            values = [f"{a[key]:.4f} -> {b[key]:.4f}" for a, b in zip(study["without"], study["with"], strict=True)]
+            values = [f"{a[key]:.4f} -> {b[key]:.4f}" for a, b in zip(plain, merged, strict=True)]
             print(f"{name:12} {key:9} by seed: {',  '.join(values)}")
-        print(f"{name:12} difference: {study['difference']}")
+        print(f"{name:12} difference: {pooled}")
 
 
 @app.command()
@@ -192,7 +177,7 @@ def pictures(model: Models = None, seeds: int = 3) -> None:
     """Similarity to a given held-out digit, drawn by a prompt for its class, without, with, and with half of it masked."""
     digits, labels = models.heldout_digits()
 
-    def run(name: str) -> dict[str, Any]:
+    for name in model or models.NAMES:
         pipe, classifier = models.load(name), models.load_classifier()
         base = models.negtome_preset(name)
         rows = []
@@ -219,14 +204,11 @@ def pictures(model: Models = None, seeds: int = 3) -> None:
                     "fidelity": float(metrics.fidelity(classifier.logits(images).float(), torch.full((len(images),), digit))),
                 }
             rows.append(row)
-        return {"digits": rows}
-
-    result = for_models(model, run)
-    print(f"wrote {save('pictures', {'images_per_case': GROUP * seeds, 'models': result})}")
-    for name, study in result.items():
+        settings = dataclasses.asdict(base) | {"reference": "a held-out digit of the prompted class"}
+        save("pictures", name, {"images_per_case": GROUP * seeds, "settings": settings, "digits": rows})
         for case in ("without", "picture", "upper half"):
             for key in ("similarity", "pixel_correlation", "fidelity"):
-                print(f"{name:12} {case:11} {key:18} {mean([row[case][key] for row in study['digits']]):.4f}")
+                print(f"{name:12} {case:11} {key:18} {mean([row[case][key] for row in rows]):.4f}")
 
 
 def to_picture(digit: Tensor) -> Image.Image:
