@@ -47,6 +47,6 @@ PRESETS = {
 
 # The settings at which these small models gain most diversity for at most 2 points of fidelity: docs/diversity.md
 NEGTOME = {
-    "mnist-flux": NegToMe(alpha=0.6, reference="first", timesteps=(900, 1000)),
+    "mnist-flux": NegToMe(alpha=0.5, reference="others", timesteps=(900, 1000)),
     "mnist-sdxl": NegToMe(alpha=4.5, reference="others", timesteps=(800, 1000), blocks=("*",), min_grid=8),
 }
