@@ -22,8 +22,7 @@ def read(pipeline: DiffusionPipeline, judge: Classifier, name: str, prompts: lis
 def test_draws_the_prompted_digit(pipeline: DiffusionPipeline, judge: Classifier, name: str) -> None:
     digits = torch.arange(SAMPLES) % 10
     right = read(pipeline, judge, name, [models.PROMPTS[digit] for digit in digits]) == digits
-    # the aim is 38 for both; mnist-sdxl is not trained to the end yet, 69 of 80 at guidance 3 were read as prompted
-    assert right.sum() >= {"mnist-flux": 35, "mnist-sdxl": 30}[name]
+    assert right.sum() >= 36  # at 95 %, fewer than 36 of 40 come up once in 20 runs; the seed is fixed
 
 
 def test_open_prompt_draws_many_digits(pipeline: DiffusionPipeline, judge: Classifier, name: str) -> None:
@@ -33,7 +32,7 @@ def test_open_prompt_draws_many_digits(pipeline: DiffusionPipeline, judge: Class
 @pytest.mark.parametrize("prompt", ["the digit {}", "{}", "THE NUMBER {}", "a bold digit {}"])
 def test_other_wordings(pipeline: DiffusionPipeline, judge: Classifier, name: str, prompt: str) -> None:
     digits = torch.arange(10)
-    assert (read(pipeline, judge, name, [prompt.format(digit) for digit in digits.tolist()]) == digits).sum() >= 6
+    assert (read(pipeline, judge, name, [prompt.format(digit) for digit in digits.tolist()]) == digits).sum() >= 8
 
 
 def test_settings_of_the_preset() -> None:
