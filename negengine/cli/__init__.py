@@ -9,6 +9,7 @@ import typer
 from negengine.cli.demo import demo
 from negengine.cli.doctor import doctor
 from negengine.cli.generate import generate
+from negengine.cli.quiet import quiet_libraries
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo)
@@ -31,3 +32,4 @@ def main(
     ] = False,
 ) -> None:
     """Negative guidance for diffusion models: make images differ, or keep them away from a picture."""
+    quiet_libraries()

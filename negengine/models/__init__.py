@@ -58,7 +58,7 @@ def load(name: str, dtype: torch.dtype = torch.float32, device: str | torch.devi
     """
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(path(name), torch_dtype=dtype, local_files_only=True).to(device)
+    pipeline = DiffusionPipeline.from_pretrained(path(name), dtype=dtype, local_files_only=True).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
