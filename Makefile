@@ -4,6 +4,8 @@ VENV   ?= .venv
 PY     ?= $(VENV)/bin/python
 OUT    ?= out
 STAMP  := $(VENV)/.installed
+# the tested versions need Python 3.11
+TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench gpu lint train clean
@@ -16,7 +18,7 @@ install: $(if $(filter $(VENV)/bin/python,$(PY)),$(STAMP)) ## the virtual enviro
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet $(TESTED) -e '.[dev]'
 	@touch $@
 
 demo: install ## the same seeds without and with NegToMe: picture, table, JSON

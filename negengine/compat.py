@@ -17,8 +17,9 @@ import torch
 from diffusers import FluxPipeline, StableDiffusionXLPipeline
 from torch import Tensor
 
-from negengine import reference
+from negengine import ops, reference
 from negengine.diffusers import apply, remove
+from negengine.diffusers.apply import Applied, applied_to
 from negengine.methods import NegToMe, ReferenceImage
 from negengine.ops.negtome import as_alpha, as_threshold
 
@@ -49,27 +50,20 @@ def negtome(
     """
     if hidden_states.ndim != 3:
         raise ValueError(f"hidden_states must have shape [N, T, D], got {list(hidden_states.shape)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     N, T, _ = hidden_states.shape
     device = hidden_states.device
     keep = reference.draw_keep(N, T, dropout, device=device) if dropout > 0 else None
     if mask is not None and list(mask.shape) != [T]:
         if mask.numel() != N * T * T:
             raise ValueError(f"mask must have shape [{T}], [{N * T}, {T}] or [{N}, {T}, {T}], got {list(mask.shape)}")
+        as_alpha(alpha, hidden_states), as_threshold(threshold, hidden_states)  # raise for what cannot work
         return _negtome_pairs(hidden_states, alpha, threshold, keep, mask.reshape(N, T, T) != 0)
     columns = None if mask is None else (mask != 0).expand(N, T)
     references = reference.group_references("first", N, N).to(device)
-    return torch.ops.negengine.negtome(
-        hidden_states,
-        None,
-        references,
-        as_alpha(alpha, hidden_states),
-        as_threshold(threshold, hidden_states),
-        keep,
-        columns,
-        "release",
-        "auto",
-        None,
-    )
+    y = hidden_states.clone(memory_format=torch.contiguous_format)
+    return ops.negtome_(y, references, alpha, threshold, hidden_states, columns, keep, matching="release")
 
 
 def _negtome_pairs(x: Tensor, alpha: float, threshold: float, keep: Tensor | None, pairs: Tensor) -> Tensor:
@@ -140,13 +134,13 @@ def _asset(arguments: Mapping[str, Any]) -> ReferenceImage:
             "for several use negengine.apply with NegToMe(reference=[ReferenceImage(...), ...])"
         )
     image, mask = assets[0]
-    return ReferenceImage(image, mask.resize(image.size), noise=arguments["noise_rag"])
+    return ReferenceImage(image, None if mask is None else mask.resize(image.size), noise=arguments["noise_rag"])
 
 
 class _NegToMeCall:
     """The two arguments that the release added to a pipeline's call."""
 
-    _negtome: NegToMe | None = None
+    _negtome: tuple[NegToMe, Applied] | None = None  # what the last call asked for, and what came of it
 
     def _translate(self, negtome_args: Mapping[str, Any] | None) -> NegToMe:
         raise TypeError("a pipeline of the release says how its arguments translate")
@@ -155,17 +149,19 @@ class _NegToMeCall:
         """The pipeline's call, with NegToMe if ``use_negtome``.
 
         Args:
-            use_negtome: whether to merge in this call.
+            use_negtome: whether to merge in this call; the key of that name in ``negtome_args`` says the same.
             negtome_args: the release's settings; an unknown key raises ValueError.
             args, kwargs: of the diffusers pipeline.
         """
         settings = self._translate(negtome_args)  # also when unused: a wrong key is an error at once
-        if use_negtome and settings != self._negtome:
+        use_negtome = use_negtome or bool((negtome_args or {}).get("use_negtome"))
+        applied = applied_to(self)
+        ours = self._negtome is not None and self._negtome[1] is applied
+        if use_negtome and not (ours and self._negtome[0] == settings):  # type: ignore[index]
             apply(self, settings)
-            self._negtome = settings
-        elif not use_negtome and self._negtome is not None:
+            self._negtome = settings, applied_to(self)  # type: ignore[assignment]
+        elif not use_negtome and ours:
             remove(self)
-            self._negtome = None
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -180,8 +176,10 @@ class FluxNegToMePipeline(_NegToMeCall, FluxPipeline):
         arguments = _arguments(_FLUX_KEYS, negtome_args)
         blocks: list[str] = []
         for part, key in (("transformer_blocks", "num_joint_blocks"), ("single_transformer_blocks", "num_single_blocks")):
-            count = arguments[key]
-            blocks += [part] if count < 0 else [f"{part}.{i}" for i in range(count)]
+            count, there = arguments[key], len(getattr(self.transformer, part))
+            blocks += [part] if count < 0 else [f"{part}.{i}" for i in range(min(count, there))]
+        if not blocks:
+            raise ValueError("num_joint_blocks and num_single_blocks leave no block; -1 takes all of a kind")
         return _settings(arguments, blocks=blocks)
 
 
@@ -194,4 +192,4 @@ class StableDiffusionXLNegToMePipeline(_NegToMeCall, StableDiffusionXLPipeline):
 
     def _translate(self, negtome_args: Mapping[str, Any] | None) -> NegToMe:
         arguments = _arguments(_SDXL_KEYS, negtome_args)
-        return _settings(arguments, blocks=arguments["blocks"], min_grid=arguments["min_attn_dim"])
+        return _settings(arguments, blocks=arguments["blocks"], min_grid=max(1, arguments["min_attn_dim"]))

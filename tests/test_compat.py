@@ -1,5 +1,6 @@
 """The names, arguments and results of the release, on the release's own rule written out again."""
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
@@ -166,3 +167,34 @@ def test_several_rag_assets_are_refused(flux):
     pair = (Image.new("RGB", (8, 8)), Image.new("L", (8, 8), 255))
     with pytest.raises(ValueError, match=r"one \(image, mask\) pair, got 2"):
         draw(flux, use_negtome=True, negtome_args={"use_rag_assets": True, "rag_assets": [pair, pair]})
+
+
+def test_what_others_did_to_the_pipeline_is_noticed(flux):
+    """The same call merges again after ``remove``, and after a sibling took the denoiser over."""
+    merged = draw(flux, use_negtome=True, negtome_args=FLUX_ARGS)
+    negengine.remove(flux)
+    assert torch.equal(draw(flux, use_negtome=True, negtome_args=FLUX_ARGS), merged)
+    sibling = diffusers.FluxPipeline(**flux.components)
+    negengine.apply(sibling, negengine.NegToMe())
+    assert torch.equal(draw(flux, use_negtome=True, negtome_args=FLUX_ARGS), merged)
+
+
+def test_more_blocks_than_the_model_has(flux):
+    everywhere = draw(flux, use_negtome=True, negtome_args=FLUX_ARGS | {"num_joint_blocks": -1, "num_single_blocks": -1})
+    assert torch.equal(
+        draw(flux, use_negtome=True, negtome_args=FLUX_ARGS | {"num_joint_blocks": 19, "num_single_blocks": 38}), everywhere
+    )
+    with pytest.raises(ValueError, match="leave no block"):
+        draw(flux, use_negtome=True, negtome_args={"num_joint_blocks": 0, "num_single_blocks": 0})
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 2.0])
+def test_dropout_is_a_share(dropout):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
+        compat.negtome(torch.randn(2, 5, 4), dropout=dropout)
+
+
+@pytest.mark.parametrize("bad", [{"alpha": float("nan")}, {"threshold": 3.0}])
+def test_settings_are_checked_with_a_mask_of_pairs_too(bad):
+    with pytest.raises(ValueError, match=r"alpha|threshold"):
+        compat.negtome(torch.randn(2, 5, 4), mask=torch.ones(2, 5, 5), **bad)

@@ -20,6 +20,7 @@ from negengine import metrics
 from negengine.cli.environment import machine, versions
 from negengine.cli.errors import one_line_errors
 from negengine.cli.sheet import Row, sheet, stack
+from negengine.diffusers.families import with_family_defaults
 from negengine.methods import NegToMe
 
 GROUP = 4
@@ -96,7 +97,7 @@ def _measure(name: str, groups: int, seed: int, advance: Any) -> tuple[dict[str,
         }
     numbers["merged_share"] = merged / eligible if eligible else 0.0
     numbers["images"] = groups * GROUP
-    numbers["settings"] = dataclasses.asdict(settings)
+    numbers["settings"] = dataclasses.asdict(with_family_defaults(settings, pipe))
     numbers["call"] = models.preset(name).call_kwargs()
     rows = [
         Row(prompt, images["without"][i * GROUP : (i + 1) * GROUP], images["with"][i * GROUP : (i + 1) * GROUP])
@@ -115,7 +116,7 @@ def draw(pipe: Any, name: str, prompts: list[str], seed: int) -> list[Image.Imag
 
 
 def _table(name: str, numbers: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: {numbers['images']} images in groups of {GROUP}, {_describe(numbers['settings'])}")
+    table = Table(title=f"{name}: {numbers['images']} images in groups of {GROUP}, {_describe(name)}")
     for column in ("", "without", "with NegToMe"):
         table.add_column(column, justify="left" if not column else "right")
     rows = (
@@ -130,6 +131,9 @@ def _table(name: str, numbers: dict[str, Any]) -> Table:
     return table
 
 
-def _describe(settings: dict[str, Any]) -> str:
-    chosen = {f.name: settings[f.name] for f in dataclasses.fields(NegToMe) if settings[f.name] not in (None, f.default)}
-    return ", ".join(f"{name} {value}" for name, value in chosen.items())
+def _describe(name: str) -> str:
+    from negengine import models
+
+    settings = models.negtome_preset(name)
+    chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(NegToMe)}
+    return ", ".join(f"{key} {value}" for key, value in chosen.items() if value not in (None, getattr(NegToMe, key, None)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from negengine.cli.environment import versions
 from negengine.cli.errors import one_line_errors
+from negengine.diffusers.families import with_family_defaults
 from negengine.methods import NegToMe, ReferenceImage
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,7 +31,7 @@ def generate(
         "out/generate"
     ),
     count: Annotated[int, typer.Option(min=1, help="Images per prompt: the group whose images are pushed apart.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the call.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the call.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's default if not given.")] = None,
     height: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
@@ -39,7 +41,9 @@ def generate(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     negtome: Annotated[bool, typer.Option(help="Merge, or draw the same seeds without.")] = True,
-    alpha: Annotated[float | None, typer.Option(help="How far tokens are pushed; the family's default if not given.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="How far tokens are pushed. Left out: as the model or its family has it.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Least cosine of a pushed token, in [-1, 1].")] = None,
     timesteps: Annotated[
         tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Active window of the 1000 timesteps.")
@@ -53,42 +57,42 @@ def generate(
         list[Path] | None, typer.Option(help="Mask of the picture at the same place: white is avoided; repeatable.")
     ] = None,
     noise: Annotated[bool, typer.Option(help="Noise the pictures to the current timestep.")] = True,
-    matching: Annotated[str, typer.Option(help="paper or release.")] = "paper",
-    dropout: Annotated[float, typer.Option(help="Share of tokens left out at random.")] = 0.0,
+    matching: Annotated[str | None, typer.Option(help="paper (default) or release.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of tokens left out at random; 0 if not given.")] = None,
     group_size: Annotated[int | None, typer.Option(min=1, help="Images per group; --count if not given.")] = None,
-    search: Annotated[str, typer.Option(help="auto or exact.")] = "auto",
+    search: Annotated[str | None, typer.Option(help="auto (default), exact, or a precision that the backend has.")] = None,
     backend: Annotated[str | None, typer.Option(help="See `negengine doctor`.")] = None,
 ) -> None:
     """Draw images with NegToMe and write them as PNG files that carry all settings."""
-    settings = NegToMe(
-        alpha=alpha,
-        threshold=threshold,
-        timesteps=timesteps,
-        blocks=blocks or None,
-        min_grid=min_grid,
-        reference=_references(reference or ["first"], mask or [], noise),
-        matching=matching,
-        dropout=dropout,
-        seed=seed,
-        group_size=group_size,
-        search=search,
-        backend=backend,
-    )
-    if not negtome and settings != NegToMe(seed=seed):
-        raise ValueError("--no-negtome leaves nothing to set; drop it, or the settings of NegToMe")
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "threshold": threshold,
+        "timesteps": timesteps,
+        "blocks": blocks or None,
+        "min_grid": min_grid,
+        "reference": _references(reference or ["first"], mask or [], noise) if reference or mask or not noise else None,
+        "matching": matching,
+        "dropout": dropout,
+        "group_size": group_size,
+        "search": search,
+        "backend": backend,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if not negtome and given:
+        raise ValueError(f"--no-negtome leaves nothing to set; drop it, or {', '.join(given)}")
+    settings = dataclasses.replace(_negtome_preset(model), **given, seed=seed)
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if group_size is not None and (len(prompt) * count) % group_size:
         raise ValueError(f"--group-size {group_size} does not divide the {len(prompt) * count} images of the call")
     files = _files(output, prompt, count, seed)
-    call = _call(prompt, count, steps, height, width, guidance, true_cfg, negative_prompt)
+    call = _call(model, prompt, count, steps, height, width, guidance, true_cfg, negative_prompt)
     _check_device(device)
 
     from negengine import apply, status
 
     console = Console()
     pipe = _load(model, DTYPES[dtype], device)
-    call = _preset(model, len(prompt)) | call
     if negtome:
         apply(pipe, settings)
     generator = torch.Generator(device).manual_seed(seed)
@@ -98,7 +102,7 @@ def generate(
         "seed": seed,
         "dtype": dtype,
         "call": {name: value for name, value in call.items() if name != "prompt"},
-        "negtome": _told(settings, reference or ["first"], mask or []) if negtome else None,
+        "negtome": _told(pipe, settings, reference, mask or [], noise) if negtome else None,
         "versions": versions(),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -156,6 +160,7 @@ def _files(output: Path, prompts: list[str], count: int, seed: int) -> list[Path
 
 
 def _call(
+    model: str,
     prompts: list[str],
     count: int,
     steps: int | None,
@@ -165,8 +170,13 @@ def _call(
     true_cfg: float | None,
     negative_prompt: str | None,
 ) -> dict[str, Any]:
-    if true_cfg is not None and negative_prompt is None:
+    preset = _preset(model, len(prompts))
+    if true_cfg is not None and negative_prompt is None and "negative_prompt" not in preset:
         raise ValueError("--true-cfg does nothing without --negative-prompt")
+    if guidance is not None and "true_cfg_scale" in preset:
+        raise ValueError(f"{model} has no distilled guidance, so --guidance does nothing; use --true-cfg")
+    if true_cfg is not None and "guidance_scale" in preset:
+        raise ValueError(f"{model} takes no --true-cfg; use --guidance")
     for name, scale in (("guidance", guidance), ("true-cfg", true_cfg)):
         if scale is not None and not math.isfinite(scale):
             raise ValueError(f"--{name} must be finite, got {scale}")
@@ -179,7 +189,7 @@ def _call(
         "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(prompts),
     }
     told = {name: value for name, value in given.items() if value is not None}
-    return {"prompt": prompts, "num_images_per_prompt": count} | told
+    return preset | {"prompt": prompts, "num_images_per_prompt": count} | told
 
 
 def _preset(model: str, prompts: int) -> dict[str, Any]:
@@ -201,7 +211,16 @@ def _load(model: str, dtype: torch.dtype, device: str) -> Any:
     return DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
 
 
-def _told(settings: NegToMe, references: list[str], masks: list[Path]) -> dict[str, Any]:
-    """The settings as JSON can hold them."""
+def _negtome_preset(model: str) -> NegToMe:
+    """An embedded model has settings of its own; other models have their family's defaults."""
+    from negengine import models
+
+    return models.negtome_preset(model) if model in models.NAMES else NegToMe()
+
+
+def _told(pipe: Any, settings: NegToMe, references: list[str] | None, masks: list[Path], noise: bool) -> dict[str, Any]:
+    """The settings with the family's defaults filled in, as JSON can hold them."""
+    settings = with_family_defaults(settings, pipe)
     fields = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "reference"}
-    return fields | {"reference": references, "mask": [str(mask) for mask in masks]}
+    pictures = {"mask": [str(mask) for mask in masks], "noise": noise} if settings.pictures else {}
+    return fields | {"reference": references if settings.pictures else settings.reference} | pictures

@@ -18,6 +18,7 @@ from negengine.diffusers.listen import MethodListener
 from negengine.diffusers.report import Status
 from negengine.diffusers.run import Run
 from negengine.methods import NegToMe
+from negengine.ops import registry
 
 Target = TypeVar("Target")
 SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
@@ -45,6 +46,12 @@ def apply(target: Target, settings: NegToMe, *, scheduler: Any = None) -> Target
     if not isinstance(settings, NegToMe):
         raise TypeError(f"settings must be a negengine.NegToMe, got {type(settings).__name__}")
     denoiser, family = find_denoiser(target)
+    for kind in type(target).__mro__:
+        if kind.__name__ in family.unsupported:
+            raise TypeError(
+                f"negengine does not support {type(target).__name__}: {family.unsupported[kind.__name__]}. "
+                f"Of {family.name} it knows {', '.join(family.pipelines)}"
+            )
     settings = settings.with_defaults(**family.defaults)
     pipe = None if isinstance(target, nn.Module) else target
     if pipe is None:
@@ -79,6 +86,12 @@ def _forget_compiled(target: Any, denoiser: nn.Module, family: Family) -> None:
     wrapped = given is not denoiser  # by torch.compile(module)
     if wrapped or any(module._compiled_call_impl is not None for module in denoiser.modules()):
         torch.compiler.reset()
+
+
+def applied_to(target: Any) -> Applied | None:
+    """What is applied to a pipeline now; None after ``remove``, or after ``apply`` to another that shares its denoiser."""
+    applied = _driven.get(target)
+    return applied if applied is not None and _applied.get(find_denoiser(target)[0]) is applied else None
 
 
 def status(target: Any) -> Status:
@@ -240,6 +253,8 @@ class Applied:
         self._reattach(denoiser)
         self._follow(pipe.scheduler)
         embeds = result[0]
+        settings = self.run.settings
+        registry.choose(settings.backend, embeds.device, embeds.dtype, settings.search)  # raises before the first step
         images = arguments.get("num_images_per_prompt") or 1
         self.run.begin(images, len(embeds), embeds.device)
 

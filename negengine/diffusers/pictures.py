@@ -81,7 +81,18 @@ class Pictures:
         return joined
 
     def prepare_masks(self, grids: Any, device: torch.device) -> None:
-        """Resize the masks to every token grid, on the host, before the denoiser runs."""
+        """Resize the masks to every token grid, on the host, before the denoiser runs.
+
+        Raises:
+            ValueError: a mask's white parts are too small to be seen even on the finest grid.
+        """
+        finest = max(grids, key=lambda grid: grid[0] * grid[1])
+        for number, picture in enumerate(self.pictures):
+            if not _token_mask(picture, finest).any():
+                raise ValueError(
+                    f"the white parts of mask {number} fall between the {finest[0]} x {finest[1]} tokens of this image; "
+                    "make them larger, or the image"
+                )
         for grid in grids:
             if (grid, device) not in self._masks:
                 self._masks[grid, device] = torch.stack([_token_mask(p, grid) for p in self.pictures]).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ class Run:
         self._levels: Any = None
         self._seeds = torch.full((1,), settings.seed, dtype=torch.int64)
         self.seed = self._seeds[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        """Nothing drives a copied denoiser: its hooks stay silent."""
+        twin = copy.copy(self)
+        twin.active = twin.open = False
+        return twin
 
     # --- host: once per run --------------------------------------------------------------------------------------
 

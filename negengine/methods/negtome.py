@@ -37,6 +37,10 @@ class ReferenceImage:
     def __post_init__(self) -> None:
         if not isinstance(self.image, Image.Image):
             raise TypeError(f"the reference picture must be a PIL image, got {type(self.image).__name__}")
+        if not all(self.image.size):
+            raise ValueError(f"the reference picture is empty: {self.image.size} (width, height)")
+        if not isinstance(self.noise, bool):
+            raise TypeError(f"noise must be True or False, got {self.noise!r}")
         if self.mask is None:
             return
         if not isinstance(self.mask, Image.Image):
@@ -63,7 +67,8 @@ class NegToMe:
         reference: ``"first"`` (image 0 of the group), ``"others"`` (all other images of the group), ``"previous"`` (those
             before this one), or one or more :class:`ReferenceImage`.
         matching: ``"paper"``, or ``"release"`` to reproduce images made with the published code.
-        dropout: share of tokens left out at random, in ``[0, 1)``. seed: seed of the dropout and of the pictures' noise.
+        dropout: share of tokens left out at random, in ``[0, 1)``. seed: of the dropout and
+            of the pictures' noise, below 2**32 in size.
         group_size: images per group; those of one prompt if None.
         search: precision of the search. backend: who computes it. See :func:`negengine.ops.negtome`.
 
@@ -91,10 +96,10 @@ class NegToMe:
         self._set("timesteps", _window(self.timesteps))
         self._set("blocks", _names(self.blocks))
         self._set("reference", _reference(self.reference))
-        if self.min_grid is not None and (not isinstance(self.min_grid, int) or self.min_grid < 1):
-            raise ValueError(f"min_grid must be a positive integer, got {self.min_grid!r}")
-        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
-            raise ValueError(f"group_size must be a positive integer, got {self.group_size!r}")
+        for name in ("min_grid", "group_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if self.matching not in MATCHINGS:
             raise ValueError(f"matching must be one of {MATCHINGS}, got {self.matching!r}")
         if self.matching == "release" and self.reference in ("others", "previous"):
@@ -108,6 +113,8 @@ class NegToMe:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if not isinstance(self.seed, int):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
+        if abs(self.seed) >= 2**32:
+            raise ValueError(f"seed must lie between -2**32 and 2**32, got {self.seed}")
         if self.search not in registry.SEARCHES:
             raise ValueError(f"search must be one of {registry.SEARCHES}, got {self.search!r}")
         if self.backend is not None:
@@ -126,10 +133,7 @@ class NegToMe:
     def alphas(self, timestep: float, group_size: int) -> tuple[float, ...]:
         """``alpha`` of every image of a group at a timestep (of 1000)."""
         if callable(self.alpha):
-            value = float(self.alpha(timestep))
-            if not math.isfinite(value):
-                raise ValueError(f"alpha({timestep:g}) must be finite, got {value}")
-            return (value,) * group_size
+            return (_number(f"alpha({timestep:g})", self.alpha(timestep)),) * group_size
         if isinstance(self.alpha, tuple):
             if len(self.alpha) != group_size:
                 raise ValueError(f"alpha has {len(self.alpha)} values, one per image, but a group has {group_size} images")

@@ -82,13 +82,15 @@ def test_generate_writes_images_that_carry_their_settings(tmp_path, model):
     told = json.loads(Image.open(files[1]).text["negengine"])
     assert (told["prompt"], told["index"], told["seed"], told["model"]) == ("a handwritten 3", 1, 7, model)
     assert told["negtome"]["threshold"] == -1
+    assert told["negtome"]["alpha"] == models.negtome_preset(model).alpha
+    assert None not in (told["negtome"][name] for name in ("alpha", "blocks", "min_grid"))
     assert told["negtome"]["timesteps"] == [0, 1000]
     assert told["call"]["num_inference_steps"] == 2
 
 
 def test_the_same_command_gives_the_same_images_and_negtome_changes_all_but_the_first(tmp_path):
     where = []
-    always = ("--threshold", -1, "--timesteps", 0, 1000)
+    always = ("--reference", "first", "--threshold", -1, "--timesteps", 0, 1000)
     for name, arguments in (("a", always), ("b", always), ("c", ("--no-negtome",))):
         call = ("--model", "mnist-flux", "--prompt", "3", "--count", 2, "--steps", 2, "--output", tmp_path / name)
         result = run("generate", *call, *arguments)
@@ -97,6 +99,15 @@ def test_the_same_command_gives_the_same_images_and_negtome_changes_all_but_the_
     assert where[0] == where[1]
     assert where[0][0] == where[2][0]
     assert where[0][1] != where[2][1]
+
+
+@pytest.mark.parametrize("model", models.NAMES)
+def test_generate_merges_by_the_preset_of_an_embedded_model(tmp_path, model):
+    result = generate(tmp_path, "--count", 2, model=model)
+    assert result.exit_code == 0, result.output
+    assert "it changed nothing" not in result.output
+    told = json.loads(Image.open(next((tmp_path / "out").iterdir())).text["negengine"])
+    assert told["negtome"]["reference"] == models.negtome_preset(model).reference
 
 
 def test_generate_never_overwrites(tmp_path):
@@ -128,11 +139,11 @@ def test_a_reference_picture_with_its_mask(tmp_path, picture):
         (("--matching", "release", "--reference", "others"), "one reference image only"),
         (("--dtype", "float8"), "--dtype must be one of"),
         (("--group-size", "3"), "does not divide"),
-        (("--true-cfg", "2"), "does nothing without --negative-prompt"),
+        (("--guidance", "2"), "--guidance does nothing; use --true-cfg"),
         (("--backend", "cuda"), "unknown backend"),
         (("--blocks", "up_blocks"), "no attention block"),
         (("--device", "nope"), "--device nope cannot be used"),
-        (("--guidance", "nan"), "--guidance must be finite"),
+        (("--true-cfg", "nan"), "--true-cfg must be finite"),
         (("--negative-prompt", "4", "--true-cfg", "inf"), "--true-cfg must be finite"),
         (("--no-noise",), "--no-noise is for reference pictures"),
         (("--no-negtome", "--alpha", "2"), "--no-negtome leaves nothing to set"),

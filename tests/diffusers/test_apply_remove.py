@@ -211,3 +211,12 @@ def test_an_untold_pipeline_that_shares_the_denoiser(ran):
     if ran:
         draw(base, n=2)
     assert torch.equal(draw(other, n=3), plain)
+
+
+def test_a_copied_denoiser_is_not_merged_in(family):
+    pipe, plain = BUILDERS[family](), draw(BUILDERS[family]())
+    negengine.apply(denoiser(pipe), negengine.NegToMe(group_size=2, **MERGE))
+    assert not torch.equal(draw(pipe), plain)
+    component = "unet" if family == "sdxl" else "transformer"
+    setattr(pipe, component, copy.deepcopy(denoiser(pipe)))
+    assert torch.equal(draw(pipe), plain)

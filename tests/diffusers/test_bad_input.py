@@ -171,3 +171,27 @@ def test_after_an_error_a_good_call_works(family):
     apply(pipe, settings), apply(fresh, settings)
     refused(pipe, ValueError, "group_size 2 does not divide", prompts=1, n=3)
     assert torch.equal(draw(pipe), draw(fresh))
+
+
+def test_kontext_is_refused():
+    pipe = flux()
+    components = {name: part for name, part in pipe.components.items() if name not in ("image_encoder", "feature_extractor")}
+    with pytest.raises(TypeError, match="does not support FluxKontextPipeline: it joins the tokens of another image"):
+        negengine.apply(diffusers.FluxKontextPipeline(**components), negengine.NegToMe())
+
+
+@pytest.mark.parametrize("builder", [flux, sdxl])
+def test_a_search_that_no_backend_has(builder):
+    pipe = negengine.apply(builder(), negengine.NegToMe(search="fp8"))
+    with watched(denoiser(pipe)) as calls, pytest.raises(RuntimeError, match="search='fp8'"):
+        draw(pipe)
+    assert not calls
+
+
+def test_a_mask_that_no_token_sees():
+    mask = Image.new("L", (640, 480), 0)
+    mask.putpixel((3, 3), 255)
+    pipe = negengine.apply(flux(), negengine.NegToMe(reference=negengine.ReferenceImage(Image.new("RGB", (640, 480)), mask)))
+    with watched(denoiser(pipe)) as calls, pytest.raises(ValueError, match="white parts of mask 0 fall between"):
+        draw(pipe)
+    assert not calls

@@ -54,6 +54,8 @@ ASSET = ReferenceImage(PICTURE)
         ({"dropout": -0.1}, ValueError, r"dropout must lie in \[0, 1\)"),
         ({"dropout": None}, TypeError, "dropout must be a number"),
         ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+        ({"seed": 2**70}, ValueError, r"seed must lie between -2\*\*32 and 2\*\*32"),
+        ({"group_size": True}, ValueError, "group_size must be a positive integer, got True"),
         ({"search": "fast"}, ValueError, "search must be one of .*, got 'fast'"),
         ({"backend": "cuda13"}, ValueError, "unknown backend 'cuda13'; there are .*torch"),
         ({"merging_alpha": 0.9}, TypeError, "unexpected keyword argument 'merging_alpha'"),

@@ -7,7 +7,7 @@ A new family is a new file that builds one :class:`Family` and a line in ``_FAMI
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Family:
         name: for messages and logs.
         component: attribute of the pipeline that holds the denoiser.
         pipelines: pipeline classes, for messages.
+        unsupported: pipeline classes with such a denoiser that cannot be served -> why.
         matches: whether a module is a denoiser of this family.
         defaults: fields of :class:`negengine.NegToMe` that are None take these.
         sites: every attention block of a denoiser, in order of execution.
@@ -63,6 +64,7 @@ class Family:
     latent_size: Callable[[Mapping[str, Any]], Grid | None]
     token_grids: Callable[[int, int], dict[int, Grid]]
     pack: Callable[[Tensor], Tensor]
+    unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
 _FAMILIES: list[Family] = []
@@ -95,6 +97,11 @@ def find_denoiser(target: Any) -> tuple[nn.Module, Family]:
         f"negengine does not know {type(target).__name__}{inside}. It knows {supported}, and their denoisers. "
         "To add a family, describe it with negengine.diffusers.Family and register_family (docs/families.md)."
     )
+
+
+def with_family_defaults(settings: Any, target: Any) -> Any:
+    """A method's settings as ``target``, a pipeline or a denoiser, will use them: no field left at None."""
+    return settings.with_defaults(**find_denoiser(target)[1].defaults)
 
 
 from negengine.diffusers.families.flux import FLUX  # noqa: E402  (the families need the records above)

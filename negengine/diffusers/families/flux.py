@@ -37,6 +37,8 @@ def pack(latents: Tensor) -> Tensor:
     return patches.reshape(A, (h // 2) * (w // 2), 4 * C)
 
 
+KONTEXT = ("FluxKontextPipeline", "FluxKontextInpaintPipeline")
+
 FLUX = Family(
     name="FLUX.1",
     component="transformer",
@@ -64,4 +66,5 @@ FLUX = Family(
     latent_size=lambda inputs: None,  # packed latents have lost their shape
     token_grids=token_grids,
     pack=pack,
+    unsupported=dict.fromkeys(KONTEXT, "it joins the tokens of another image to those of the image"),
 )
