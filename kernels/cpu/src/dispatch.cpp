@@ -70,7 +70,10 @@ Kernels kernels() {
   if (level == NEGENGINE_ISA_AVX2) return *avx2_kernels();
   Kernels result = *avx512_kernels();
   if (level >= NEGENGINE_ISA_AVX512_VNNI) result.tiles[int(Format::int8)] = avx512_vnni_tile();
-  if (level >= NEGENGINE_ISA_AVX512_BF16) result.tiles[int(Format::bf16)] = avx512_bf16_tile();
+  if (level >= NEGENGINE_ISA_AVX512_BF16) {
+    result.tiles[int(Format::bf16)] = avx512_bf16_tile();
+    result.dot_f32[NEGENGINE_BF16] = avx512_bf16_dot;
+  }
   return result;
 }
 

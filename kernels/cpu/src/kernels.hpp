@@ -51,6 +51,8 @@ struct Kernels {
   Tile tiles[3];  // by Format; run is null where there is none
   // <a, b> in float64: products are exact, and so is the order
   double (*dot[kDTypes])(const void* a, const void* b, int64_t n);
+  // the same from sums in float32, for rows whose products neither overflow nor vanish
+  double (*dot_f32[kDTypes])(const void* a, const void* b, int64_t n);
   // scale * row as float32 or bfloat16 (returns the squared norm of what rounding took), padded with zeros to n_padded
   void (*to_f32[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, float* out);
   double (*to_bf16[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, uint16_t* out);
@@ -66,5 +68,6 @@ const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 Tile avx512_vnni_tile();
 Tile avx512_bf16_tile();
+double avx512_bf16_dot(const void* a, const void* b, int64_t n);  // for dot_f32
 
 }  // namespace negengine

@@ -66,6 +66,13 @@ double comfortable(double norm) {
   return std::ldexp(1.0, -std::ilogb(norm));
 }
 
+double norm_of(const Call& call, const char* token) {
+  const int dtype = call.problem.dtype;
+  const double square = call.kernels.dot_f32[dtype](token, token, call.problem.D);
+  if (square >= 0x1p-60 && square <= 0x1p60) return std::sqrt(square);
+  return std::sqrt(call.kernels.dot[dtype](token, token, call.problem.D));  // float32 may have overflowed or vanished
+}
+
 Words::Words(const Call& call, Format format)
     : kernels_(call.kernels), format_(format), dtype_(call.problem.dtype), channels_(call.problem.D) {
   const int64_t per_word = channels_per_word(format);
@@ -99,7 +106,7 @@ int64_t choose_columns(Call& call, const Image& image, const std::function<bool(
   call.workspace.pool.run((image.tokens + kTokensPerTask - 1) / kTokensPerTask, call.problem.threads, [&](int64_t task, int) {
     for (int64_t i = task * kTokensPerTask; i < image.tokens && i < (task + 1) * kTokensPerTask; i++) {
       const char* token = image.token(i);
-      const double norm = allowed(i) ? std::sqrt(call.kernels.dot[dtype](token, token, D)) : NAN;
+      const double norm = allowed(i) ? norm_of(call, token) : NAN;
       norms[i] = std::isfinite(norm) ? norm : NAN;
       keys[i] = key_of(token, D, dtype, norm);
     }

@@ -10,6 +10,9 @@ namespace negengine {
 // A power of two that brings a row's norm near 1, where products neither overflow nor vanish; 1 for ordinary rows.
 double comfortable(double norm);
 
+// Euclidean norm of a token; not finite if the token is not.
+double norm_of(const Call& call, const char* token);
+
 // Where the words of a search come from: a row as it is, or its conversion.
 class Words {
  public:

@@ -105,7 +105,6 @@ void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed
 }
 
 void Search::block(const Image& image, const Columns& columns, const Block& block, const Scratch& scratch) {
-  const int dtype = call_.problem.dtype;
   const Rows& rows = *block.rows;
   const int zero = format_ == Format::int8 ? 128 : 0;
   for (int64_t token = block.begin; token < block.end;) {
@@ -113,7 +112,7 @@ void Search::block(const Image& image, const Columns& columns, const Block& bloc
     for (; token < block.end && converted < capacity_; token++) {
       if (rows.mask_image >= 0 && !call_.allowed(rows.mask_image, token)) continue;
       const char* data = rows.image.token(token);
-      const double norm = std::sqrt(call_.kernels.dot[dtype](data, data, call_.problem.D));
+      const double norm = norm_of(call_, data);
       if (!std::isfinite(norm)) continue;
       const double scale = comfortable(norm), at_least = norm > kEps ? norm : kEps;
       if (!words_.readable(data, scale)) converted++;
@@ -147,6 +146,8 @@ void Search::rescore(const Image& image, const Columns& columns, const Rows& row
   const double margin = 2 * (rounding_ + row.error + columns.error + row.error * columns.error);
   const double enough = best_value - margin / row.factor;
   const char* token = rows.image.token(row.token);
+  const int dtype = call_.problem.dtype;
+  const bool ordinary = comfortable(row.norm) == 1;
   float best = cosine_[rows.result + row.token];
   int32_t best_index = index_[rows.result + row.token];
   for (int kept = 0; kept < kKept; kept++)
@@ -155,8 +156,8 @@ void Search::rescore(const Image& image, const Columns& columns, const Rows& row
       if (column < 0 || candidates.value[kept][lane] < enough) continue;
       const int32_t j = columns.tokens[column], index = rows.first_index + j;
       const double norm = columns.norms[j] > kEps ? columns.norms[j] : kEps;
-      const float cosine =
-          static_cast<float>(call_.kernels.dot[call_.problem.dtype](token, image.token(j), call_.problem.D) / row.norm / norm);
+      const auto dot = ordinary && comfortable(norm) == 1 ? call_.kernels.dot_f32[dtype] : call_.kernels.dot[dtype];
+      const float cosine = static_cast<float>(dot(token, image.token(j), call_.problem.D) / (row.norm * norm));
       if (cosine > best || (cosine == best && index < best_index)) {
         best = cosine;
         best_index = index;
@@ -206,10 +207,7 @@ void match(Call& call, float* cosine, int32_t* index) {
       const int64_t r = call.image(b, 0);
       if (r < 0) continue;
       const Image reference = call.reference(r);
-      const auto finite = [&](int64_t i) {
-        const char* token = reference.token(i);
-        return std::isfinite(call.kernels.dot[problem.dtype](token, token, problem.D));
-      };
+      const auto finite = [&](int64_t i) { return std::isfinite(norm_of(call, reference.token(i))); };
       search.run(call.source(b), finite, {{reference, problem.mask == nullptr ? -1 : r, b * problem.T, 0}});
     }
   }
