@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-import negengine.ops.cpu  # noqa: F401  (registers the backend; the first is preferred)
+import negengine.ops.cpu  # these register themselves; the first is preferred
 import negengine.ops.eager  # noqa: F401
 from negengine.ops import registry
 from negengine.reference import MATCHINGS
