@@ -8,14 +8,15 @@ STAMP  := $(VENV)/.installed
 TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench gpu lint train clean
+.PHONY: help install demo test bench gpu fuzz lint train clean
+SECONDS_EACH ?= 600
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(if $(filter $(VENV)/bin/python,$(PY)),$(STAMP)) ## the virtual environment with everything in it
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.* kernels/cpu/include/* kernels/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet $(TESTED) -e '.[dev]'
@@ -36,6 +37,11 @@ gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, P
 	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test yet
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
 
+fuzz: ## the C interface under sanitizers, SECONDS_EACH of arbitrary calls under each; needs CMake
+	for s in address,undefined thread; do \
+	  cmake -S . -B build/$$s -DNEGENGINE_SANITIZE=$$s && cmake --build build/$$s -j && \
+	  build/$$s/negengine_driver 200 && build/$$s/negengine_fuzz $(SECONDS_EACH) $$(date +%s) || exit 1; done
+
 lint: install ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -45,4 +51,4 @@ train: install ## train the embedded models anew, about an hour on two cores; co
 	$(PY) -m negengine.models.train --model all --output training
 
 clean: ## what the other targets made
-	rm -rf $(VENV) $(OUT) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) $(OUT) build kernels/cpu/libnegengine_cpu* *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-import negengine.ops.eager  # noqa: F401  (registers the backend)
+import negengine.ops.cpu  # these register themselves; the first is preferred
+import negengine.ops.eager  # noqa: F401
 from negengine.ops import registry
 from negengine.reference import MATCHINGS
 
@@ -46,7 +47,8 @@ def match(
         reference: ``[M, D]`` for all images or ``[B, M, D]``, same dtype and device.
         mask: bool ``[M]`` or ``[B, M]``, true where a token may be matched.
         matching: ``"paper"`` (argmax over the reference) or ``"release"`` (as in the published code; ``M == T``).
-        search: ``"auto"`` (fastest that keeps the numeric contract of the dtype) or ``"exact"``.
+        search: ``"auto"`` (fastest that keeps the numeric contract of the dtype), ``"exact"`` (never quantises), or ``"bf16"``,
+            ``"int8"``, ``"fp8"``: in that precision, the best candidates scored again exactly.
         backend: name of a backend (see :func:`negengine.ops.backends`); the best usable one if None.
 
     Returns:

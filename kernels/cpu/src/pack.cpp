@@ -1,0 +1,164 @@
+#include "pack.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace negengine {
+namespace {
+
+constexpr int64_t kTokensPerTask = 64;
+
+float value_of(const char* token, int64_t k, int dtype) {
+  if (dtype == NEGENGINE_F32) {
+    float value;
+    std::memcpy(&value, token + 4 * k, 4);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, token + 2 * k, 2);
+  // enough to compare and to hash: equal bits, and zeros of both signs
+  return (bits & 0x7fff) == 0 ? 0.0f : static_cast<float>(bits);
+}
+
+uint64_t mixed(uint64_t z) {  // the finaliser of splitmix64
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+// Equal rows have equal keys.
+uint64_t key_of(const char* token, int64_t channels, int dtype, double norm) {
+  uint64_t key;
+  std::memcpy(&key, &norm, sizeof key);
+  for (int64_t k = 0; k < channels && k < 8; k++) {
+    const float value = value_of(token, k, dtype) + 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    key = mixed(key + bits);
+  }
+  return key;
+}
+
+bool equal(const char* a, const char* b, int64_t channels, int dtype) {
+  if (std::memcmp(a, b, static_cast<size_t>(channels * bytes_of(dtype))) == 0) return true;
+  for (int64_t k = 0; k < channels; k++)
+    if (value_of(a, k, dtype) != value_of(b, k, dtype)) return false;
+  return true;
+}
+
+// words[c][k] -> panel[k][c]
+void interleave(const Word* const* rows, int columns, int64_t words, Word* panel) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t begin = 0; begin < words; begin += kBlock) {
+    const int64_t end = begin + kBlock < words ? begin + kBlock : words;
+    for (int c = 0; c < columns; c++)
+      for (int64_t k = begin; k < end; k++) panel[k * columns + c] = rows[c][k];
+  }
+}
+
+}  // namespace
+
+double comfortable(double norm) {
+  constexpr double kSmall = 0x1p-30, kLarge = 0x1p30;
+  if ((norm >= kSmall && norm <= kLarge) || norm == 0) return 1;
+  return std::ldexp(1.0, -std::ilogb(norm));
+}
+
+double norm_of(const Call& call, const char* token) {
+  const int dtype = call.problem.dtype;
+  const double square = call.kernels.dot_f32[dtype](token, token, call.problem.D);
+  if (square >= 0x1p-60 && square <= 0x1p60) return std::sqrt(square);
+  return std::sqrt(call.kernels.dot[dtype](token, token, call.problem.D));  // float32 may have overflowed or vanished
+}
+
+Words::Words(const Call& call, Format format)
+    : kernels_(call.kernels), format_(format), dtype_(call.problem.dtype), channels_(call.problem.D) {
+  const int64_t per_word = channels_per_word(format);
+  words_ = (channels_ + per_word - 1) / per_word;
+  direct_ = channels_ % per_word == 0 && ((format == Format::f32 && dtype_ == NEGENGINE_F32) ||
+                                           (format == Format::bf16 && dtype_ == NEGENGINE_BF16));
+}
+
+bool Words::readable(const char* token, double scale) const {
+  return direct_ && scale == 1 && reinterpret_cast<uintptr_t>(token) % sizeof(Word) == 0;
+}
+
+Words::Row Words::read(const char* token, double scale, int zero, Word* scratch) const {
+  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), {1, 0, 0}};
+  Quantised quantised = {1, 0, 0};
+  const int64_t padded = words_ * channels_per_word(format_);
+  if (format_ == Format::f32)
+    kernels_.to_f32[dtype_](token, channels_, padded, scale, reinterpret_cast<float*>(scratch));
+  else if (format_ == Format::bf16)
+    quantised.error2 = kernels_.to_bf16[dtype_](token, channels_, padded, scale, reinterpret_cast<uint16_t*>(scratch));
+  else
+    quantised = kernels_.to_int8[dtype_](token, channels_, padded, scale, zero, reinterpret_cast<uint8_t*>(scratch));
+  return {scratch, quantised};
+}
+
+int64_t choose_columns(Call& call, const Image& image, const std::function<bool(int64_t)>& allowed, int32_t* tokens,
+                       double* norms) {
+  const int dtype = call.problem.dtype;
+  const int64_t D = call.problem.D;
+  uint64_t* keys = call.workspace.buffers[negengine_workspace::hashes].get<uint64_t>(image.tokens);
+  call.workspace.pool.run((image.tokens + kTokensPerTask - 1) / kTokensPerTask, call.problem.threads, [&](int64_t task, int) {
+    for (int64_t i = task * kTokensPerTask; i < image.tokens && i < (task + 1) * kTokensPerTask; i++) {
+      const char* token = image.token(i);
+      const double norm = allowed(i) ? norm_of(call, token) : NAN;
+      norms[i] = std::isfinite(norm) ? norm : NAN;
+      keys[i] = key_of(token, D, dtype, norm);
+    }
+  });
+  size_t slots = 2;
+  while (slots < 2 * static_cast<size_t>(image.tokens)) slots *= 2;
+  std::vector<int32_t> table(slots, -1);
+  int64_t count = 0;
+  for (int64_t i = 0; i < image.tokens; i++) {
+    if (std::isnan(norms[i])) continue;
+    size_t slot = keys[i] & (slots - 1);
+    for (; table[slot] >= 0; slot = (slot + 1) & (slots - 1))
+      if (keys[table[slot]] == keys[i] && equal(image.token(table[slot]), image.token(i), D, dtype)) break;
+    if (table[slot] >= 0) continue;
+    table[slot] = static_cast<int32_t>(i);
+    tokens[count++] = static_cast<int32_t>(i);
+  }
+  return count;
+}
+
+Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Image& image, const int32_t* tokens,
+                     const double* norms, int64_t begin, int64_t count) {
+  const int64_t panels = (count + tile.columns - 1) / tile.columns, padded = panels * tile.columns, per_row = words.per_row();
+  auto& buffers = call.workspace.buffers;
+  Word* packed = buffers[negengine_workspace::panels].get<Word>(padded * per_row);
+  float* weights = buffers[negengine_workspace::weights].get<float>(padded);
+  int32_t* offsets = buffers[negengine_workspace::offsets].get<int32_t>(padded);
+  const int threads = call.problem.threads;
+  Word* scratch = buffers[negengine_workspace::scratch].get<Word>(threads * tile.columns * per_row);
+  std::vector<double> errors(static_cast<size_t>(panels), 0.0);
+  call.workspace.pool.run(panels, threads, [&](int64_t p, int thread) {
+    const Word* rows[64];
+    double worst = 0;
+    for (int c = 0; c < tile.columns; c++) {
+      const int64_t column = p * tile.columns + c;
+      // the last panel repeats the last column, with a weight that no comparison chooses
+      const int32_t token = tokens[begin + (column < count ? column : count - 1)];
+      const double norm = norms[token], scale = comfortable(norm);
+      const Words::Row row = words.read(image.token(token), scale, 0, scratch + (thread * tile.columns + c) * per_row);
+      rows[c] = row.words;
+      const double weight = row.quantised.step / (scale * (norm > kEps ? norm : kEps));
+      weights[column] = column < count ? static_cast<float>(weight) : std::numeric_limits<float>::quiet_NaN();
+      offsets[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(row.quantised.sum));
+      const double error = norm > 0 ? std::sqrt(row.quantised.error2) / (scale * norm) : 0;
+      worst = error > worst ? error : worst;
+    }
+    errors[static_cast<size_t>(p)] = worst;
+    interleave(rows, tile.columns, per_row, packed + p * tile.columns * per_row);
+  });
+  double error = 0;
+  for (double e : errors) error = e > error ? e : error;
+  return {packed, weights, offsets, tokens + begin, norms, count, error};
+}
+
+}  // namespace negengine

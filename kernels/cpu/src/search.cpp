@@ -1,0 +1,216 @@
+// The search: superblocks of source rows, handed out to threads, against every panel of an image.
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "pack.hpp"
+
+namespace negengine {
+namespace {
+
+constexpr int64_t kBlock = 384;                      // rows that stream past a panel while it stays in the L2 cache
+constexpr int64_t kSmallBlock = 96;
+constexpr int64_t kPanelBytes = 24 << 20;            // of one image that are packed at once
+constexpr int64_t kScaledRows = 48;                  // rows of a block that may need conversion where most do not
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+// Rows that search one image: the tokens of another, and where their results go.
+struct Rows {
+  Image image;
+  int64_t mask_image;  // image of the mask that says which rows take part, or -1
+  int64_t result;      // of the first row
+  int32_t first_index; // of the first column
+};
+
+struct Block {
+  const Rows* rows;
+  int64_t begin, end;
+};
+
+struct Row {
+  int64_t token;
+  double norm;    // at least eps
+  double factor;  // cosine = factor * value of a candidate
+  double error;   // relative, of its conversion
+};
+
+// Scratch memory of one thread.
+struct Scratch {
+  Word* words;
+  const Word** pointers;
+  Candidates* candidates;
+  Row* rows;
+};
+
+class Search {
+ public:
+  Search(Call& call, Format format, float* cosine, int32_t* index);
+
+  // All rows against those tokens of `image` for which allowed(i) holds.
+  void run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows);
+
+ private:
+  void block(const Image& image, const Columns& columns, const Block& block, const Scratch& scratch);
+  void rescore(const Image& image, const Columns& columns, const Rows& rows, const Row& row, const Candidates& candidates);
+
+  Call& call_;
+  const Format format_;
+  const Tile tile_;
+  const Words words_;
+  float* cosine_;
+  int32_t* index_;
+  double rounding_;     // of a sum of products, as a cosine
+  int64_t capacity_ = 0;  // converted rows of a block
+};
+
+Search::Search(Call& call, Format format, float* cosine, int32_t* index)
+    : call_(call), format_(format), tile_(call.kernels.tiles[int(format)]), words_(call, format), cosine_(cosine), index_(index) {
+  const double chunks = static_cast<double>(call.problem.D) / 4096;
+  rounding_ = 2e-6 * (chunks > 1 ? std::sqrt(chunks) : 1);
+}
+
+void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows) {
+  auto& buffers = call_.workspace.buffers;
+  const int threads = call_.problem.threads;
+  int32_t* tokens = buffers[negengine_workspace::columns].get<int32_t>(image.tokens);
+  double* norms = buffers[negengine_workspace::norms].get<double>(image.tokens);
+  const int64_t count = choose_columns(call_, image, allowed, tokens, norms);
+
+  int64_t total = 0;
+  for (const Rows& rows : all_rows) total += rows.image.tokens;
+  int64_t size = total / (16 * threads);
+  size = size < kSmallBlock ? kSmallBlock : size > kBlock ? kBlock : (size + tile_.rows - 1) / tile_.rows * tile_.rows;
+  std::vector<Block> blocks;
+  for (const Rows& rows : all_rows)
+    for (int64_t begin = 0; begin < rows.image.tokens; begin += size)
+      blocks.push_back({&rows, begin, begin + size < rows.image.tokens ? begin + size : rows.image.tokens});
+
+  const int64_t slots = size + tile_.rows, per_row = words_.per_row();
+  const int64_t row_bytes = per_row * static_cast<int64_t>(sizeof(Word));
+  int64_t wave = kPanelBytes / row_bytes / tile_.columns * tile_.columns;
+  wave = wave < tile_.columns ? tile_.columns : wave;
+  capacity_ = words_.direct() && size > kScaledRows ? kScaledRows : size;
+  for (int64_t begin = 0; begin < count; begin += wave) {
+    const int64_t width = begin + wave < count ? wave : count - begin;
+    const Columns columns = pack_columns(call_, words_, tile_, image, tokens, norms, begin, width);
+    Word* words = buffers[negengine_workspace::scratch].get<Word>(threads * capacity_ * per_row);
+    const Word** pointers = buffers[negengine_workspace::pointers].get<const Word*>(threads * slots);
+    Candidates* candidates = buffers[negengine_workspace::candidates].get<Candidates>(threads * slots);
+    Row* rows = buffers[negengine_workspace::rows].get<Row>(threads * slots);
+    call_.workspace.pool.run(static_cast<int64_t>(blocks.size()), threads, [&](int64_t b, int thread) {
+      block(image, columns, blocks[static_cast<size_t>(b)],
+            {words + thread * capacity_ * per_row, pointers + thread * slots, candidates + thread * slots, rows + thread * slots});
+    });
+  }
+}
+
+void Search::block(const Image& image, const Columns& columns, const Block& block, const Scratch& scratch) {
+  const Rows& rows = *block.rows;
+  const int zero = format_ == Format::int8 ? 128 : 0;
+  for (int64_t token = block.begin; token < block.end;) {
+    int64_t count = 0, converted = 0;
+    for (; token < block.end && converted < capacity_; token++) {
+      if (rows.mask_image >= 0 && !call_.allowed(rows.mask_image, token)) continue;
+      const char* data = rows.image.token(token);
+      const double norm = norm_of(call_, data);
+      if (!std::isfinite(norm)) continue;
+      const double scale = comfortable(norm), at_least = norm > kEps ? norm : kEps;
+      if (!words_.readable(data, scale)) converted++;
+      const Words::Row read = words_.read(data, scale, zero, scratch.words + (converted - 1) * words_.per_row());
+      scratch.pointers[count] = read.words;
+      const double error = norm > 0 ? std::sqrt(read.quantised.error2) / (scale * norm) : 0;
+      scratch.rows[count++] = {token, at_least, read.quantised.step / (scale * at_least), error};
+    }
+    if (count == 0) continue;
+    const int64_t padded = (count + tile_.rows - 1) / tile_.rows * tile_.rows;
+    for (int64_t i = count; i < padded; i++) scratch.pointers[i] = scratch.pointers[count - 1];
+    for (int64_t i = 0; i < padded; i++)
+      for (int kept = 0; kept < kKept; kept++)
+        for (int lane = 0; lane < kLanes; lane++) {
+          scratch.candidates[i].value[kept][lane] = kNone;
+          scratch.candidates[i].column[kept][lane] = -1;
+        }
+    const int64_t stride = tile_.columns * words_.per_row();
+    for (int64_t first = 0, panel = 0; first < columns.count; first += tile_.columns, panel++)
+      for (int64_t i = 0; i < padded; i += tile_.rows)
+        tile_.run({scratch.pointers + i, columns.panels + panel * stride, words_.per_row(), columns.weights + first,
+                   columns.offsets + first, static_cast<int32_t>(first), scratch.candidates + i});
+    for (int64_t i = 0; i < count; i++) rescore(image, columns, rows, scratch.rows[i], scratch.candidates[i]);
+  }
+}
+
+void Search::rescore(const Image& image, const Columns& columns, const Rows& rows, const Row& row, const Candidates& candidates) {
+  float best_value = kNone;
+  for (float value : candidates.value[0]) best_value = value > best_value ? value : best_value;
+  // by the inequality of Cauchy and Schwarz the best column's value is within this of the best value
+  const double margin = 2 * (rounding_ + row.error + columns.error + row.error * columns.error);
+  const double enough = best_value - margin / row.factor;
+  const char* token = rows.image.token(row.token);
+  const int dtype = call_.problem.dtype;
+  const bool ordinary = comfortable(row.norm) == 1;
+  float best = cosine_[rows.result + row.token];
+  int32_t best_index = index_[rows.result + row.token];
+  for (int kept = 0; kept < kKept; kept++)
+    for (int lane = 0; lane < kLanes; lane++) {
+      const int32_t column = candidates.column[kept][lane];
+      if (column < 0 || candidates.value[kept][lane] < enough) continue;
+      const int32_t j = columns.tokens[column], index = rows.first_index + j;
+      const double norm = columns.norms[j] > kEps ? columns.norms[j] : kEps;
+      const auto dot = ordinary && comfortable(norm) == 1 ? call_.kernels.dot_f32[dtype] : call_.kernels.dot[dtype];
+      const float cosine = static_cast<float>(dot(token, image.token(j), call_.problem.D) / (row.norm * norm));
+      if (cosine > best || (cosine == best && index < best_index)) {
+        best = cosine;
+        best_index = index;
+      }
+    }
+  cosine_[rows.result + row.token] = best;
+  index_[rows.result + row.token] = best_index;
+}
+
+// The images that search in image r, each once: the first slot wins a tie.
+std::vector<Rows> sources_of(const Call& call, int64_t r) {
+  const negengine_problem& problem = call.problem;
+  std::vector<Rows> rows;
+  for (int64_t b = 0; b < problem.B; b++)
+    for (int64_t slot = 0; slot < problem.K; slot++)
+      if (call.image(b, slot) == r) {
+        rows.push_back({call.source(b), -1, b * problem.T, static_cast<int32_t>(slot * problem.M)});
+        break;
+      }
+  return rows;
+}
+
+}  // namespace
+
+Format format_of(const negengine_problem& problem, const Kernels& kernels) {
+  if (problem.search == NEGENGINE_SEARCH_INT8) return Format::int8;
+  if (problem.search == NEGENGINE_SEARCH_BF16) return Format::bf16;
+  const bool exact = problem.dtype == NEGENGINE_BF16 && kernels.tiles[int(Format::bf16)].run != nullptr;
+  return exact ? Format::bf16 : Format::f32;  // products of bfloat16 are exact in float32
+}
+
+void match(Call& call, float* cosine, int32_t* index) {
+  const negengine_problem& problem = call.problem;
+  for (int64_t i = 0; i < problem.B * problem.T; i++) {
+    cosine[i] = kNone;
+    index[i] = -1;
+  }
+  if (problem.T == 0) return;
+  Search search(call, format_of(problem, call.kernels), cosine, index);
+  if (problem.matching == NEGENGINE_PAPER) {
+    for (int64_t r = 0; r < problem.R; r++) {
+      const std::vector<Rows> rows = sources_of(call, r);
+      if (!rows.empty()) search.run(call.reference(r), [&](int64_t i) { return call.allowed(r, i); }, rows);
+    }
+  } else {  // the same search with the roles exchanged; the index found is then used as that of a reference token
+    for (int64_t b = 0; b < problem.B; b++) {
+      const int64_t r = call.image(b, 0);
+      if (r < 0) continue;
+      const Image reference = call.reference(r);
+      const auto finite = [&](int64_t i) { return std::isfinite(norm_of(call, reference.token(i))); };
+      search.run(call.source(b), finite, {{reference, problem.mask == nullptr ? -1 : r, b * problem.T, 0}});
+    }
+  }
+}
+
+}  // namespace negengine

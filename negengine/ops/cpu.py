@@ -1,0 +1,119 @@
+"""The ``cpu`` backend: the native kernels of ``kernels/cpu``, called through their C interface."""
+
+from __future__ import annotations
+
+import functools
+from ctypes import byref
+
+import torch
+from torch import Tensor
+
+from negengine.kernels.cpu import library
+from negengine.kernels.cpu.library import MATCHINGS, SEARCHES, MergeArguments, Problem, Workspace
+from negengine.ops.registry import Backend, register_backend
+
+WORKSPACE_BYTES = 64 * 2**20  # kept between calls
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ERRORS: dict[int, type[Exception]] = {5: RuntimeError, 6: MemoryError}  # all others: ValueError
+
+
+@functools.cache
+def workspace() -> Workspace:
+    """Memory and threads of all calls of this process; ``workspace().release()`` gives the memory back."""
+    return Workspace(WORKSPACE_BYTES)
+
+
+def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | None:
+    if device.type != "cpu":
+        return "runs on CPUs only"
+    if dtype not in _DTYPES:
+        return f"takes float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if search not in SEARCHES:
+        return f"has no search={search!r}"
+    if search in ("bf16", "int8") and not library.library().negengine_supports(SEARCHES[search]):
+        return f"has no search={search!r} with {library.isa()}; it needs AVX-512 {'BF16' if search == 'bf16' else 'VNNI'}"
+    return None
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """``x`` with adjacent channels."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _problem(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> Problem:
+    (B, T, D), (R, M, _) = x.shape, bank.shape
+    return Problem(
+        x.data_ptr(),
+        bank.data_ptr(),
+        references.data_ptr(),
+        None if mask is None else mask.data_ptr(),
+        *(B, T, D, R, M, references.shape[1]),
+        *x.stride()[:2],
+        *bank.stride()[:2],
+        *references.stride(),
+        *((0, 0) if mask is None else mask.stride()),
+        _DTYPES[x.dtype],
+        MATCHINGS[matching],
+        SEARCHES[search],
+        torch.get_num_threads(),
+    )
+
+
+def _call(name: str, *arguments: object) -> None:
+    status = getattr(library.library(), name)(workspace().handle, *arguments)
+    if status:
+        text = library.library().negengine_status_text(status).decode()
+        raise _ERRORS.get(status, ValueError)(f"the cpu backend: {text}")
+
+
+def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
+    cosine = torch.empty(x.shape[:2], dtype=torch.float32)
+    index = torch.empty(x.shape[:2], dtype=torch.int32)
+    x, bank = _adjacent(x), _adjacent(bank)
+    problem = _problem(x, bank, references, mask, matching, search)
+    _call("negengine_match", byref(problem), cosine.data_ptr(), index.data_ptr())
+    return cosine, index
+
+
+def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
+    x, bank, y = _adjacent(x), _adjacent(bank), x.new_empty(x.shape)
+    index, gate, alpha = index.contiguous(), gate.contiguous(), alpha.contiguous()
+    problem = _problem(x, bank, references, None, "paper", "auto")
+    pointers = (index.data_ptr(), gate.data_ptr(), alpha.data_ptr(), y.data_ptr())
+    _call("negengine_merge", byref(problem), *pointers, *y.stride()[:2])
+    return y
+
+
+def _fused(
+    x: Tensor,
+    y: Tensor,
+    bank: Tensor,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    stats: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+) -> None:
+    source, bank = _adjacent(x), _adjacent(bank)
+    target = y if y.stride(2) == 1 else source if y is x else torch.empty(x.shape, dtype=x.dtype)
+    problem = _problem(source, bank, references, mask, matching, search)
+    arguments = MergeArguments(
+        target.data_ptr(),
+        alpha.data_ptr(),
+        threshold.data_ptr(),
+        None if keep is None else keep.data_ptr(),
+        None if stats is None else stats.data_ptr(),
+        *target.stride()[:2],
+        *alpha.stride(),
+        *((0, 0) if keep is None else keep.stride()),
+        0 if stats is None else stats.stride(0),
+    )
+    _call("negengine_negtome", byref(problem), byref(arguments))
+    if target is not y:
+        y.copy_(target)
+
+
+register_backend(Backend("cpu", missing=library.missing, refuses=_refuses, match=_match, merge=_merge, fused=_fused))
