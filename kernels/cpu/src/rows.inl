@@ -185,15 +185,20 @@ double to_bf16(const void* row, int64_t n, int64_t n_padded, double scale, uint1
 }
 
 template <class T>
-Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, int zero, uint8_t* out) {
+inline float largest(const void* row, int64_t n) {
   f32x16 peaks = {};
   for_each_vector<T>(row, n, [&](int64_t, f32x16 v) {
-    v = scaled(v, scale);
     v = v < 0 ? -v : v;
     peaks = v > peaks ? v : peaks;
   });
   float peak = 0;
   for (int i = 0; i < 16; i++) peak = peaks[i] > peak ? peaks[i] : peak;
+  return peak;
+}
+
+template <class T>
+Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, int zero, uint8_t* out) {
+  const float peak = static_cast<float>(static_cast<double>(largest<T>(row, n)) * scale);
   const float step = peak / 127, inverse = peak > 0 ? 127 / peak : 0;
   i32x16 total = {};
   f32x16 error2 = {};
