@@ -84,13 +84,13 @@ def test_quantised_search_finds_the_best(search, dtype, kind, D):
 
 
 @native
-@pytest.mark.parametrize("size", [30.0, 200.0, 1000.0])
+@pytest.mark.parametrize("size", [100.0, 500.0, 1000.0])
 @pytest.mark.parametrize("where", ["source", "reference", "both"])
 def test_int8_search_of_rows_with_a_huge_channel(size, where):
     """One channel of some tokens dwarfs all others, of which eight bits then keep nothing: those tokens are searched exactly."""
     if "int8" not in searches(torch.float32):
         pytest.skip(f"{library.isa()} has no such search")
-    x, r = data("normal", 400, 320, 3), data("normal", 300, 320, 4)[0]
+    x, r = data("normal", 400, 8192, 3), data("normal", 300, 8192, 4)[0]
     x[0, :300] = r + 0.5 * x[0, :300]
     if where != "reference":
         x[0, ::5, 7] = size

@@ -86,8 +86,8 @@ bool Words::readable(const char* token, double scale) const {
 }
 
 Words::Row Words::read(const char* token, double scale, int zero, Word* scratch) const {
-  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), {1, 0, 0}};
-  Quantised quantised = {1, 0, 0};
+  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), {1, 0, 0, 0}};
+  Quantised quantised = {1, 0, 0, 0};
   const int64_t padded = words_ * channels_per_word(format_);
   if (format_ == Format::f32)
     kernels_.to_f32[dtype_](token, channels_, padded, scale, reinterpret_cast<float*>(scratch));
@@ -150,7 +150,7 @@ Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Ima
       const double weight = row.quantised.step / (scale * (norm > kEps ? norm : kEps));
       offsets[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(row.quantised.sum));
       const double error = norm > 0 ? std::sqrt(row.quantised.error2) / (scale * norm) : 0;
-      const bool lost = hard != nullptr && error > kMostLost;
+      const bool lost = hard != nullptr && row.quantised.lost > kMostLost * scale * norm;
       if (lost) hard[token] = 1;
       else worst = error > worst ? error : worst;
       weights[column] = column < count && !lost ? static_cast<float>(weight) : std::numeric_limits<float>::quiet_NaN();

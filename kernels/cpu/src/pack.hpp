@@ -36,9 +36,10 @@ class Words {
   bool direct_;
 };
 
-// A row of which int8 loses more than this share is searched exactly: a huge channel leaves nothing of the others. Where two
-// rows lose the same channels, the cosine is wrong by the product of their shares, at most 1e-2.
-constexpr double kMostLost = 0.1;
+// A row of which int8 loses more than this is searched exactly: beside a huge channel nothing is left of the others. What a
+// cosine loses is at most the norm of the channels that vanished times what the other row has in them, which is taken to
+// be their share of all channels.
+constexpr double kMostLost = 0.01;
 
 struct Columns {
   const Word* panels;

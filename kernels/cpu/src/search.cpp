@@ -132,7 +132,7 @@ void Search::block(const Image& image, const Columns& columns, const Block& bloc
       if (!words_.readable(data, scale)) converted++;
       const Words::Row read = words_.read(data, scale, zero, scratch.words + (converted - 1) * words_.per_row());
       const double error = norm > 0 ? std::sqrt(read.quantised.error2) / (scale * norm) : 0;
-      if (format_ == Format::int8 && error > kMostLost) {
+      if (format_ == Format::int8 && read.quantised.lost > kMostLost * scale * norm) {
         *hard = 1;
         continue;
       }
