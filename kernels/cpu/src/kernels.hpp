@@ -45,6 +45,7 @@ struct Quantised {
   float step;     // value = step * integer, for the row times its scale
   int32_t sum;    // of the integers
   double error2;  // squared norm of what rounding took, of the row times its scale
+  double lost;    // of the same, norm of the channels that became zero, times the root of their share among all
 };
 
 struct Kernels {

@@ -86,8 +86,8 @@ bool Words::readable(const char* token, double scale) const {
 }
 
 Words::Row Words::read(const char* token, double scale, int zero, Word* scratch) const {
-  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), {1, 0, 0}};
-  Quantised quantised = {1, 0, 0};
+  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), {1, 0, 0, 0}};
+  Quantised quantised = {1, 0, 0, 0};
   const int64_t padded = words_ * channels_per_word(format_);
   if (format_ == Format::f32)
     kernels_.to_f32[dtype_](token, channels_, padded, scale, reinterpret_cast<float*>(scratch));
@@ -128,7 +128,7 @@ int64_t choose_columns(Call& call, const Image& image, const std::function<bool(
 }
 
 Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Image& image, const int32_t* tokens,
-                     const double* norms, int64_t begin, int64_t count) {
+                     const double* norms, int64_t begin, int64_t count, uint8_t* hard) {
   const int64_t panels = (count + tile.columns - 1) / tile.columns, padded = panels * tile.columns, per_row = words.per_row();
   auto& buffers = call.workspace.buffers;
   Word* packed = buffers[negengine_workspace::panels].get<Word>(padded * per_row);
@@ -148,10 +148,12 @@ Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Ima
       const Words::Row row = words.read(image.token(token), scale, 0, scratch + (thread * tile.columns + c) * per_row);
       rows[c] = row.words;
       const double weight = row.quantised.step / (scale * (norm > kEps ? norm : kEps));
-      weights[column] = column < count ? static_cast<float>(weight) : std::numeric_limits<float>::quiet_NaN();
       offsets[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(row.quantised.sum));
       const double error = norm > 0 ? std::sqrt(row.quantised.error2) / (scale * norm) : 0;
-      worst = error > worst ? error : worst;
+      const bool lost = hard != nullptr && row.quantised.lost > kMostLost * scale * norm;
+      if (lost) hard[token] = 1;
+      else worst = error > worst ? error : worst;
+      weights[column] = column < count && !lost ? static_cast<float>(weight) : std::numeric_limits<float>::quiet_NaN();
     }
     errors[static_cast<size_t>(p)] = worst;
     interleave(rows, tile.columns, per_row, packed + p * tile.columns * per_row);

@@ -36,6 +36,11 @@ class Words {
   bool direct_;
 };
 
+// A row of which int8 loses more than this is searched exactly: beside a huge channel nothing is left of the others. What a
+// cosine loses is at most the norm of the channels that vanished times what the other row has in them, which is taken to
+// be their share of all channels.
+constexpr double kMostLost = 0.01;
+
 struct Columns {
   const Word* panels;
   const float* weights;
@@ -51,8 +56,9 @@ struct Columns {
 int64_t choose_columns(Call& call, const Image& image, const std::function<bool(int64_t)>& allowed, int32_t* tokens,
                        double* norms);
 
-// Packs `count` columns from `begin` on.
+// Packs `count` columns from `begin` on. Marks in `hard` [tokens], unless it is null, those that lose too much; they are packed
+// so as not to be chosen.
 Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Image& image, const int32_t* tokens,
-                     const double* norms, int64_t begin, int64_t count);
+                     const double* norms, int64_t begin, int64_t count, uint8_t* hard);
 
 }  // namespace negengine

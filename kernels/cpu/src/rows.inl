@@ -185,29 +185,39 @@ double to_bf16(const void* row, int64_t n, int64_t n_padded, double scale, uint1
 }
 
 template <class T>
-Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, int zero, uint8_t* out) {
+inline float largest(const void* row, int64_t n) {
   f32x16 peaks = {};
   for_each_vector<T>(row, n, [&](int64_t, f32x16 v) {
-    v = scaled(v, scale);
     v = v < 0 ? -v : v;
     peaks = v > peaks ? v : peaks;
   });
   float peak = 0;
   for (int i = 0; i < 16; i++) peak = peaks[i] > peak ? peaks[i] : peak;
+  return peak;
+}
+
+template <class T>
+Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, int zero, uint8_t* out) {
+  const float peak = static_cast<float>(static_cast<double>(largest<T>(row, n)) * scale);
   const float step = peak / 127, inverse = peak > 0 ? 127 / peak : 0;
-  i32x16 total = {};
-  f32x16 error2 = {};
-  convert<T>(row, n, n_padded, out, [=, &total, &error2](f32x16 v) {
+  i32x16 total = {}, vanished = {};
+  f32x16 error2 = {}, lost2 = {};
+  convert<T>(row, n, n_padded, out, [=, &total, &vanished, &error2, &lost2](f32x16 v) {
     v = scaled(v, scale);
     const f32x16 shifted = v * inverse + 0x1.8p23f;  // rounds to the nearest integer, ties to even
     const i32x16 integer = bit_cast<i32x16>(shifted) - 0x4b400000;
     const f32x16 error = v - __builtin_convertvector(integer, f32x16) * step;
     error2 += error * error;
     total += integer;
+    const i32x16 gone = (integer == 0) & (v != 0);
+    vanished -= gone;
+    lost2 += bit_cast<f32x16>(bit_cast<i32x16>(error * error) & gone);
     return to_bytes(integer + zero);
   });
-  Quantised result = {step, 0, static_cast<double>(sum(error2))};
-  for (int i = 0; i < 16; i++) result.sum += total[i];
+  int64_t count = 0;
+  Quantised result = {step, 0, static_cast<double>(sum(error2)), 0};
+  for (int i = 0; i < 16; i++) result.sum += total[i], count += vanished[i];
+  result.lost = __builtin_sqrt(static_cast<double>(sum(lost2)) * static_cast<double>(count) / static_cast<double>(n));
   return result;
 }
 

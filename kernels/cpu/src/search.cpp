@@ -1,4 +1,5 @@
 // The search: superblocks of source rows, handed out to threads, against every panel of an image.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -44,10 +45,13 @@ struct Scratch {
 
 class Search {
  public:
-  Search(Call& call, Format format, float* cosine, int32_t* index);
+  // hard [B * T], or null: an int8 search marks the rows there that it leaves to an exact one, which takes no other rows.
+  Search(Call& call, Format format, float* cosine, int32_t* index, uint8_t* hard);
 
-  // All rows against those tokens of `image` for which allowed(i) holds.
-  void run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows);
+  // Rows against those tokens of `image` for which allowed(i) holds. An int8 search marks in `hard_columns` [tokens] those that
+  // it leaves out.
+  void run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows,
+           uint8_t* hard_columns = nullptr);
 
  private:
   void block(const Image& image, const Columns& columns, const Block& block, const Scratch& scratch);
@@ -59,17 +63,25 @@ class Search {
   const Words words_;
   float* cosine_;
   int32_t* index_;
-  double rounding_;     // of a sum of products, as a cosine
+  uint8_t* hard_;
+  double rounding_;       // of a sum of products, as a cosine
   int64_t capacity_ = 0;  // converted rows of a block
 };
 
-Search::Search(Call& call, Format format, float* cosine, int32_t* index)
-    : call_(call), format_(format), tile_(call.kernels.tiles[int(format)]), words_(call, format), cosine_(cosine), index_(index) {
+Search::Search(Call& call, Format format, float* cosine, int32_t* index, uint8_t* hard)
+    : call_(call),
+      format_(format),
+      tile_(call.kernels.tiles[int(format)]),
+      words_(call, format),
+      cosine_(cosine),
+      index_(index),
+      hard_(hard) {
   const double chunks = static_cast<double>(call.problem.D) / 4096;
   rounding_ = 2e-6 * (chunks > 1 ? std::sqrt(chunks) : 1);
 }
 
-void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows) {
+void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows,
+                 uint8_t* hard_columns) {
   auto& buffers = call_.workspace.buffers;
   const int threads = call_.problem.threads;
   int32_t* tokens = buffers[negengine_workspace::columns].get<int32_t>(image.tokens);
@@ -92,7 +104,7 @@ void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed
   capacity_ = words_.direct() && size > kScaledRows ? kScaledRows : size;
   for (int64_t begin = 0; begin < count; begin += wave) {
     const int64_t width = begin + wave < count ? wave : count - begin;
-    const Columns columns = pack_columns(call_, words_, tile_, image, tokens, norms, begin, width);
+    const Columns columns = pack_columns(call_, words_, tile_, image, tokens, norms, begin, width, hard_columns);
     Word* words = buffers[negengine_workspace::scratch].get<Word>(threads * capacity_ * per_row);
     const Word** pointers = buffers[negengine_workspace::pointers].get<const Word*>(threads * slots);
     Candidates* candidates = buffers[negengine_workspace::candidates].get<Candidates>(threads * slots);
@@ -111,14 +123,20 @@ void Search::block(const Image& image, const Columns& columns, const Block& bloc
     int64_t count = 0, converted = 0;
     for (; token < block.end && converted < capacity_; token++) {
       if (rows.mask_image >= 0 && !call_.allowed(rows.mask_image, token)) continue;
+      uint8_t* hard = hard_ == nullptr ? nullptr : hard_ + rows.result + token;
+      if (hard != nullptr && format_ != Format::int8 && !*hard) continue;
       const char* data = rows.image.token(token);
       const double norm = norm_of(call_, data);
       if (!std::isfinite(norm)) continue;
       const double scale = comfortable(norm), at_least = norm > kEps ? norm : kEps;
       if (!words_.readable(data, scale)) converted++;
       const Words::Row read = words_.read(data, scale, zero, scratch.words + (converted - 1) * words_.per_row());
-      scratch.pointers[count] = read.words;
       const double error = norm > 0 ? std::sqrt(read.quantised.error2) / (scale * norm) : 0;
+      if (format_ == Format::int8 && read.quantised.lost > kMostLost * scale * norm) {
+        *hard = 1;
+        continue;
+      }
+      scratch.pointers[count] = read.words;
       scratch.rows[count++] = {token, at_least, read.quantised.step / (scale * at_least), error};
     }
     if (count == 0) continue;
@@ -167,6 +185,45 @@ void Search::rescore(const Image& image, const Columns& columns, const Rows& row
   index_[rows.result + row.token] = best_index;
 }
 
+// A search as the problem asks for: an int8 search is followed by exact ones for what it left out.
+class Searches {
+ public:
+  Searches(Call& call, float* cosine, int32_t* index);
+  void run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& rows);
+
+ private:
+  const bool int8_;
+  const Format exact_;
+  const int64_t rows_;
+  uint8_t *hard_ = nullptr, *hard_columns_ = nullptr;
+  Call& call_;
+  float* cosine_;
+  int32_t* index_;
+};
+
+Searches::Searches(Call& call, float* cosine, int32_t* index)
+    : int8_(call.problem.search == NEGENGINE_SEARCH_INT8),
+      exact_(call.problem.dtype == NEGENGINE_BF16 && call.kernels.tiles[int(Format::bf16)].run != nullptr ? Format::bf16 : Format::f32),
+      rows_(call.problem.B * call.problem.T),
+      call_(call),
+      cosine_(cosine),
+      index_(index) {
+  if (int8_) hard_ = call.workspace.buffers[negengine_workspace::hard].get<uint8_t>(rows_ + std::max(call.problem.M, call.problem.T));
+  hard_columns_ = hard_ + rows_;
+}
+
+void Searches::run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& rows) {
+  if (!int8_) return Search(call_, format_of(call_.problem, call_.kernels), cosine_, index_, nullptr).run(image, allowed, rows);
+  std::fill(hard_, hard_columns_ + image.tokens, uint8_t(0));
+  Search(call_, Format::int8, cosine_, index_, hard_).run(image, allowed, rows, hard_columns_);
+  if (std::any_of(hard_columns_, hard_columns_ + image.tokens, [](uint8_t hard) { return hard != 0; })) {
+    const auto left_out = [&](int64_t i) { return hard_columns_[i] && allowed(i); };
+    Search(call_, exact_, cosine_, index_, nullptr).run(image, left_out, rows);
+  }
+  if (std::any_of(hard_, hard_ + rows_, [](uint8_t hard) { return hard != 0; }))
+    Search(call_, exact_, cosine_, index_, hard_).run(image, allowed, rows);
+}
+
 // The images that search in image r, each once: the first slot wins a tie.
 std::vector<Rows> sources_of(const Call& call, int64_t r) {
   const negengine_problem& problem = call.problem;
@@ -196,7 +253,7 @@ void match(Call& call, float* cosine, int32_t* index) {
     index[i] = -1;
   }
   if (problem.T == 0) return;
-  Search search(call, format_of(problem, call.kernels), cosine, index);
+  Searches search(call, cosine, index);
   if (problem.matching == NEGENGINE_PAPER) {
     for (int64_t r = 0; r < problem.R; r++) {
       const std::vector<Rows> rows = sources_of(call, r);

@@ -36,7 +36,12 @@ class Buffer {
 }  // namespace negengine
 
 struct negengine_workspace {
-  enum Use { panels, weights, offsets, columns, norms, hashes, scratch, pointers, candidates, rows, cosines, indices, gates, readers, snapshot, uses };
+  enum Use {
+    panels, weights, offsets, columns, norms, hashes, hard,  // of the columns
+    scratch, pointers, candidates, rows,                     // of each thread
+    cosines, indices, gates, readers, snapshot,              // of the call
+    uses
+  };
 
   negengine::Buffer buffers[uses];
   negengine::Pool pool;
