@@ -19,7 +19,7 @@ install: $(if $(filter $(VENV)/bin/python,$(PY)),$(STAMP)) ## the virtual enviro
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.* kernels/cpu/include/* kernels/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet $(TESTED) -e '.[dev]'
+	PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet $(TESTED) -e '.[dev]'
 	@touch $@
 
 demo: install ## the same seeds without and with NegToMe: picture, table, JSON
