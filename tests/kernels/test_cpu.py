@@ -244,7 +244,8 @@ def test_a_call_takes_no_more_memory_than_promised():
             space = library.Workspace(0)
             x, r = torch.randn(1, 60, 3072).to(dtype), torch.randn(1, 4096, 3072).to(dtype)
             cosine, index = torch.empty(1, 60), torch.empty(1, 60, dtype=torch.int32)
-            problem = cpu._problem(x, r, torch.zeros(1, 1, dtype=torch.int32), None, "paper", search)
+            table = torch.zeros(1, 1, dtype=torch.int32)
+            problem = cpu._problem(x, r, table, None, "paper", search)
             problem.threads = 2
             assert library.library().negengine_match(space.handle, ctypes.byref(problem), cosine.data_ptr(), index.data_ptr()) == 0
             assert space.peak <= bound * 1_000_000, (search, space.peak)
@@ -299,7 +300,8 @@ def test_wrong_arguments_give_codes():
     assert (index == -1).all()
     assert c.negengine_match(None, None, None, None) == ERROR_ARGUMENT
     assert c.negengine_match(space.handle, None, None, None) == ERROR_ARGUMENT
-    problem = cpu._problem(x, bank, torch.tensor([[0], [-1]], dtype=torch.int32), None, "paper", "auto")
+    table = torch.tensor([[0], [-1]], dtype=torch.int32)
+    problem = cpu._problem(x, bank, table, None, "paper", "auto")
     gate, alpha, y = torch.ones(2, 5, dtype=torch.bool), torch.ones(2, dtype=torch.float64), torch.empty_like(x)
     for wrong in (7, -1, 0):  # 0: in the image that has no reference
         pointers = (torch.full((2, 5), wrong, dtype=torch.int32).data_ptr(), gate.data_ptr(), alpha.data_ptr(), y.data_ptr())

@@ -48,12 +48,11 @@ bool equal(const char* a, const char* b, int64_t channels, int dtype) {
   return true;
 }
 
-// words[c][k] -> panel[k][c]
-void interleave(const Word* const* rows, int columns, int64_t words, Word* panel) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t begin = 0; begin < words; begin += kBlock) {
-    const int64_t end = begin + kBlock < words ? begin + kBlock : words;
-    for (int c = 0; c < columns; c++)
+// rows[c][k] -> panel[k][c] for kLanes columns, which are one cache line, of a panel with `columns`
+void interleave(const Word* const* rows, int64_t words, int columns, Word* panel) {
+  for (int64_t begin = 0; begin < words; begin += kLanes) {
+    const int64_t end = begin + kLanes < words ? begin + kLanes : words;
+    for (int c = 0; c < kLanes; c++)
       for (int64_t k = begin; k < end; k++) panel[k * columns + c] = rows[c][k];
   }
 }
@@ -135,28 +134,31 @@ Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Ima
   float* weights = buffers[negengine_workspace::weights].get<float>(padded);
   int32_t* offsets = buffers[negengine_workspace::offsets].get<int32_t>(padded);
   const int threads = call.problem.threads;
-  Word* scratch = buffers[negengine_workspace::scratch].get<Word>(threads * tile.columns * per_row);
+  Word* scratch = buffers[negengine_workspace::scratch].get<Word>(threads * kLanes * per_row);
   std::vector<double> errors(static_cast<size_t>(panels), 0.0);
   call.workspace.pool.run(panels, threads, [&](int64_t p, int thread) {
-    const Word* rows[64];
+    const Word* rows[kLanes];
     double worst = 0;
     for (int c = 0; c < tile.columns; c++) {
       const int64_t column = p * tile.columns + c;
       // the last panel repeats the last column, with a weight that no comparison chooses
       const int32_t token = tokens[begin + (column < count ? column : count - 1)];
       const double norm = norms[token], scale = comfortable(norm);
-      const Words::Row row = words.read(image.token(token), scale, 0, scratch + (thread * tile.columns + c) * per_row);
-      rows[c] = row.words;
+      const Words::Row row = words.read(image.token(token), scale, 0, scratch + (thread * kLanes + c % kLanes) * per_row);
+      rows[c % kLanes] = row.words;
       const double weight = row.quantised.step / (scale * (norm > kEps ? norm : kEps));
       offsets[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(row.quantised.sum));
       const double error = norm > 0 ? std::sqrt(row.quantised.error2) / (scale * norm) : 0;
       const bool lost = hard != nullptr && row.quantised.lost > kMostLost * scale * norm;
-      if (lost) hard[token] = 1;
-      else worst = error > worst ? error : worst;
+      if (lost)
+        hard[token] = 1;
+      else
+        worst = error > worst ? error : worst;
       weights[column] = column < count && !lost ? static_cast<float>(weight) : std::numeric_limits<float>::quiet_NaN();
+      if ((c + 1) % kLanes == 0)
+        interleave(rows, per_row, tile.columns, packed + p * tile.columns * per_row + c + 1 - kLanes);
     }
     errors[static_cast<size_t>(p)] = worst;
-    interleave(rows, tile.columns, per_row, packed + p * tile.columns * per_row);
   });
   double error = 0;
   for (double e : errors) error = e > error ? e : error;

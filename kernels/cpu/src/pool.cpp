@@ -1,7 +1,12 @@
 #include "pool.hpp"
 
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #if defined(_WIN32)
 #include <process.h>
@@ -31,77 +36,98 @@ bool spin(Done done) {
 
 }  // namespace
 
-Pool::~Pool() {
-  grow(0);
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stop_ = true;
-    round_++;
+class Pool::Team {
+ public:
+  ~Team() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+      round_++;
+    }
+    begin_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
   }
-  begin_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
-}
 
-void Pool::grow(int threads) {
-  if (process_ != getpid()) {  // after fork() the child starts its own; the parent's cannot be joined
-    if (!threads_.empty()) new std::vector<std::thread>(std::move(threads_));
-    threads_.clear();
-    process_ = getpid();
+  void grow(int threads) {
+    try {
+      while (static_cast<int>(threads_.size()) + 1 < threads)
+        threads_.emplace_back(&Team::work, this, static_cast<int>(threads_.size()) + 1, round_.load());
+    } catch (const std::system_error&) {  // the system gives no more threads: those that there are do the work
+    }
   }
-  try {
-    while (static_cast<int>(threads_.size()) + 1 < threads)
-      threads_.emplace_back(&Pool::work, this, static_cast<int>(threads_.size()) + 1, round_.load());
-  } catch (const std::system_error&) {  // the system gives no more threads: those that there are do the work
+
+  void run(int64_t tasks, int threads, const std::function<void(int64_t, int)>& task) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      task_ = &task;
+      tasks_ = tasks;
+      next_ = 0;
+      wanted_ = threads;
+      busy_ = static_cast<int>(threads_.size());
+      round_++;
+    }
+    begin_.notify_all();
+    take(0);
+    if (!spin([&] { return busy_ == 0; })) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      end_.wait(lock, [&] { return busy_ == 0; });
+    }
   }
+
+ private:
+  void take(int thread) {
+    for (int64_t i; (i = next_++) < tasks_;) (*task_)(i, thread);
+  }
+
+  void work(int thread, uint64_t seen) {
+    while (true) {
+      if (!spin([&] { return round_ != seen; })) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        begin_.wait(lock, [&] { return round_ != seen; });
+      }
+      bool mine;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);  // orders this round's fields before their use
+        seen = round_;
+        if (stop_) return;
+        mine = thread < wanted_;
+      }
+      if (mine) take(thread);
+      if (--busy_ == 0) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        end_.notify_one();
+      }
+    }
+  }
+
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable begin_, end_;
+  const std::function<void(int64_t, int)>* task_ = nullptr;
+  std::atomic<int64_t> next_{0};
+  std::atomic<uint64_t> round_{0};
+  std::atomic<int> busy_{0};
+  int64_t tasks_ = 0;
+  int wanted_ = 0;
+  bool stop_ = false;
+};
+
+Pool::~Pool() {
+  if (process_ == getpid()) delete team_;  // after fork() its threads exist in the parent only
 }
 
 void Pool::run(int64_t tasks, int threads, const std::function<void(int64_t, int)>& task) {
   threads = static_cast<int64_t>(threads) < tasks ? threads : static_cast<int>(tasks);
-  if (threads > 1) grow(threads);
-  if (threads <= 1 || threads_.empty()) {
+  if (threads <= 1) {
     for (int64_t i = 0; i < tasks; i++) task(i, 0);
     return;
   }
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    task_ = &task;
-    tasks_ = tasks;
-    next_ = 0;
-    wanted_ = threads;
-    busy_ = static_cast<int>(threads_.size());
-    round_++;
+  if (process_ != getpid()) {  // a child starts its own team; the parent's has locks that nobody here will open
+    team_ = new Team;
+    process_ = getpid();
   }
-  begin_.notify_all();
-  take(0);
-  if (!spin([&] { return busy_ == 0; })) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    end_.wait(lock, [&] { return busy_ == 0; });
-  }
-}
-
-void Pool::take(int thread) {
-  for (int64_t i; (i = next_++) < tasks_;) (*task_)(i, thread);
-}
-
-void Pool::work(int thread, uint64_t seen) {
-  while (true) {
-    if (!spin([&] { return round_ != seen; })) {
-      std::unique_lock<std::mutex> lock(mutex_);
-      begin_.wait(lock, [&] { return round_ != seen; });
-    }
-    bool mine;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);  // orders this round's fields before their use
-      seen = round_;
-      if (stop_) return;
-      mine = thread < wanted_;
-    }
-    if (mine) take(thread);
-    if (--busy_ == 0) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      end_.notify_one();
-    }
-  }
+  team_->grow(threads);
+  team_->run(tasks, threads, task);
 }
 
 }  // namespace negengine

@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t kBlock = 384;                      // rows that stream past a panel while it stays in the L2 cache
 constexpr int64_t kSmallBlock = 96;
-constexpr int64_t kPanelBytes = 24 << 20;            // of one image that are packed at once
-constexpr int64_t kScaledRows = 48;                  // rows of a block that may need conversion where most do not
+constexpr int64_t kPanelBytes = 25300000;            // of one image that are packed at once; 4096 x 3072 in bfloat16 fit
+constexpr int64_t kScaledRows = 16;                  // rows of a block that may need conversion where most do not
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 // Rows that search one image: the tokens of another, and where their results go.
@@ -99,8 +99,9 @@ void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed
 
   const int64_t slots = size + tile_.rows, per_row = words_.per_row();
   const int64_t row_bytes = per_row * static_cast<int64_t>(sizeof(Word));
-  int64_t wave = kPanelBytes / row_bytes / tile_.columns * tile_.columns;
-  wave = wave < tile_.columns ? tile_.columns : wave;
+  const int64_t panels = (count + tile_.columns - 1) / tile_.columns;
+  const int64_t at_once = std::max<int64_t>(1, kPanelBytes / (row_bytes * tile_.columns)), waves = (panels + at_once - 1) / at_once;
+  const int64_t wave = waves == 0 ? 0 : (panels + waves - 1) / waves * tile_.columns;
   capacity_ = words_.direct() && size > kScaledRows ? kScaledRows : size;
   for (int64_t begin = 0; begin < count; begin += wave) {
     const int64_t width = begin + wave < count ? wave : count - begin;
