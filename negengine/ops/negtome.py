@@ -12,7 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-import negengine.ops.eager  # noqa: F401  (registers the backend)
+# they register themselves, those preferred first
+import negengine.ops.triton  # noqa: F401  # isort: skip
+import negengine.ops.eager  # noqa: F401  # isort: skip
 from negengine.ops import registry
 from negengine.reference import MATCHINGS
 

@@ -1,0 +1,272 @@
+"""Launch configurations: pure functions of shape, dtype and architecture; measured ones only where somebody asked for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KIB = 1024
+WORKSPACE = 2 * 2**20  # bytes of candidates, at most
+WAVES = 4  # units of work per program that runs at once: fewer leave processors idle at the end
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a configuration depends on.
+
+    Attributes:
+        name: ``sm_90`` and the like, ``gfx942``, or ``interpreter``.
+        shared: bytes of shared memory that one block may have.
+        processors: multiprocessors or compute units.
+    """
+
+    name: str
+    shared: int
+    processors: int
+
+    @property
+    def descriptors(self) -> bool:
+        """Whether it has a tensor memory accelerator worth using."""
+        return self.name in ("sm_90", "sm_100")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call: ``B`` images of ``T`` queries against ``K`` images of ``M`` keys, ``D`` channels."""
+
+    B: int
+    K: int
+    T: int
+    M: int
+    D: int
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    group: int = 8
+    persistent: bool = False
+    descriptors: bool = False
+
+    def shared(self, itemsize: int) -> int:
+        """Bytes of shared memory for the operands in flight."""
+        return (self.block_m + self.block_n) * self.block_k * itemsize * self.num_stages
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """Of the kernels that go through rows: norms and merge."""
+
+    rows: int
+    block_d: int
+    num_warps: int
+
+
+# Known devices; the shared memory is what a block may opt in to.
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        Architecture("sm_80", 163 * KIB, 108),
+        Architecture("sm_86", 99 * KIB, 84),
+        Architecture("sm_89", 99 * KIB, 128),
+        Architecture("sm_90", 227 * KIB, 132),
+        Architecture("sm_100", 227 * KIB, 148),
+        Architecture("sm_120", 99 * KIB, 170),
+        Architecture("gfx942", 64 * KIB, 304),
+    )
+}
+GENERIC = Architecture("generic", 48 * KIB, 64)
+INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
+
+# (large, small): the first where rows and keys fill its tiles often enough to occupy the device
+_HALF = {
+    "sm_80": (MatchConfig(128, 256, 64, 8, 3), MatchConfig(64, 128, 64, 4, 3)),
+    "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "sm_89": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "sm_90": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
+    "sm_100": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(128, 128, 64, 4, 4)),
+    "sm_120": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
+    "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
+    "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
+}
+# float32 is multiplied as such, on the plain units of NVIDIA: small tiles, bound by registers
+_SINGLE = {
+    "gfx942": (MatchConfig(128, 128, 32, 8, 2), MatchConfig(64, 64, 32, 4, 2)),
+    "interpreter": _HALF["interpreter"],
+}
+_SINGLE_DEFAULT = (MatchConfig(64, 128, 16, 8, 3), MatchConfig(64, 64, 16, 4, 3))
+
+
+def match_config(shape: Shape, itemsize: int, architecture: Architecture, describable: bool) -> MatchConfig:
+    """The configuration of the search.
+
+    Args:
+        itemsize: bytes of an element.
+        describable: whether strides and addresses suit tensor descriptors.
+    """
+    table = _HALF.get(architecture.name, _HALF["generic"])
+    if itemsize == 4:
+        table = _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
+    large, small = table
+    tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
+    config = large if tiles >= WAVES * architecture.processors else small
+    if describable and itemsize == 2 and architecture.descriptors:
+        config = dataclasses.replace(config, descriptors=True, persistent=True)
+    return config
+
+
+def splits(shape: Shape, config: MatchConfig, architecture: Architecture) -> tuple[int, int]:
+    """Into how many parts the keys of a row tile are divided, and how many key tiles make a part."""
+    row_tiles = shape.B * -(-shape.T // config.block_m)
+    key_tiles = shape.K * -(-shape.M // config.block_n)
+    wanted = -(-WAVES * architecture.processors // row_tiles)
+    affordable = WORKSPACE // (8 * shape.B * shape.T)
+    span = -(-key_tiles // max(1, min(wanted, affordable, key_tiles)))
+    return -(-key_tiles // span), span
+
+
+def norms_config(D: int, architecture: Architecture) -> RowsConfig:
+    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D), num_warps=4)
+
+
+def merge_config(D: int, architecture: Architecture) -> RowsConfig:
+    rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
+    return RowsConfig(rows=rows, block_d=_block_d(D), num_warps=4)
+
+
+def _block_d(D: int) -> int:
+    return min(256, max(16, 1 << (D - 1).bit_length()))
+
+
+# --- tuning ------------------------------------------------------------------------------------------------------
+
+
+def candidates(itemsize: int, architecture: Architecture, describable: bool) -> list[MatchConfig]:
+    """What tuning tries: every configuration known for any device that fits this one's shared memory."""
+    tables = [_HALF] if itemsize == 2 else [_SINGLE, {"": _SINGLE_DEFAULT}]
+    known = dict.fromkeys(config for table in tables for name, pair in table.items() if name != "interpreter" for config in pair)
+    found = [config for config in known if config.shared(itemsize) <= architecture.shared]
+    if describable and itemsize == 2 and architecture.descriptors:
+        found = [dataclasses.replace(c, descriptors=True, persistent=p) for c in found for p in (True, False)] + found
+    return found
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a measurement is valid for."""
+
+    device: str
+    torch: str
+    triton: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.device} torch {self.torch} triton {self.triton}"
+
+
+class Cache:
+    """Tuned configurations in one JSON file. Several processes may read and write it at once.
+
+    A reader sees a whole file, old or new; a writer holds a lock while it adds to what is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def get(self, versions: Versions, call: str) -> MatchConfig | None:
+        """The configuration stored for a call, None if there is none or it is not one that this version knows."""
+        entry = self._read().get(versions.key, {}).get(call)
+        try:
+            return None if entry is None else MatchConfig(**entry)
+        except TypeError:
+            return None
+
+    def put(self, versions: Versions, call: str, config: MatchConfig) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            entries = self._read()
+            entries.setdefault(versions.key, {})[call] = dataclasses.asdict(config)
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(entries, file, indent=1, sort_keys=True)
+                os.replace(name, self.path)
+            except BaseException:
+                os.unlink(name)
+                raise
+
+    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
+        try:
+            entries = json.loads(self.path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return entries if isinstance(entries, dict) else {}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        import fcntl  # where there is Triton, there is this
+
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def call_key(shape: Shape, itemsize: int, describable: bool) -> str:
+    """Tuned for powers of two of the sizes: near shapes share a configuration."""
+    B, T, M = ((n - 1).bit_length() if n else 0 for n in (shape.B, shape.T, shape.M))
+    return f"B{1 << B} K{shape.K} T{1 << T} M{1 << M} D{shape.D} bytes{itemsize} descriptors{int(describable)}"
+
+
+def tune(
+    shape: Shape,
+    itemsize: int,
+    architecture: Architecture,
+    describable: bool,
+    versions: Versions,
+    cache: Cache,
+    milliseconds: Callable[[MatchConfig], float],
+) -> MatchConfig:
+    """The stored configuration for a call, or else the fastest candidate by ``milliseconds``, which is then stored."""
+    call = call_key(shape, itemsize, describable)
+    config = cache.get(versions, call)
+    if config is None:
+        config = min(candidates(itemsize, architecture, describable), key=milliseconds)
+        cache.put(versions, call, config)
+    return config
+
+
+def tuning_cache() -> Cache | None:
+    """Where tuned configurations are kept; None unless ``NEGENGINE_TUNE`` is set to ``1`` or to a file's path."""
+    setting = os.environ.get("NEGENGINE_TUNE", "")
+    if setting in ("", "0"):
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Cache(home / "negengine" / "triton.json" if setting == "1" else Path(setting))
+
+
+@functools.cache
+def architecture_of(capability: tuple[int, int] | str, shared: int, processors: int) -> Architecture:
+    """The architecture of a device: its compute capability or gfx name decides the configuration, its sizes the splits."""
+    if isinstance(capability, str):
+        name = capability.split(":")[0]
+    else:
+        major, minor = capability
+        name = {12: "sm_120", 10: "sm_100"}.get(major, f"sm_{major}{minor}")  # within these, all minors are alike
+        if name == "sm_87":
+            name = "sm_80" if shared >= ARCHITECTURES["sm_80"].shared else "sm_86"
+    known = ARCHITECTURES.get(name)
+    if known is None or known.shared > shared:
+        return Architecture("generic", shared, processors)
+    return Architecture(name, shared, processors)
