@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
-
 from negengine.kernels.triton import tuning
 from negengine.kernels.triton.match import match_kernel
 from negengine.kernels.triton.merge import apply_kernel, merge_kernel
 from negengine.kernels.triton.norms import INTERPRETED, norms_kernel
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 EXTENT = 16  # bytes to which vector loads and descriptors are aligned
 
@@ -117,10 +116,10 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
     # memory only; the device fills it for those images alone that are both read and overwritten
     snapshot = keys.new_empty(keys.shape) if kind else keys
     moved = references.new_empty(R) if kind else references
-    scale, inverse = x.new_empty(2, R, M, dtype=torch.float32)
+    scale, inverse, weight = x.new_empty(3, R, M, dtype=torch.float32)
     rows = tuning.norms_config(D, architecture(x.device))
     norms_kernel[triton.cdiv(M, rows.rows), R](
-        keys, bank, references, references if mask is None else mask, scale, inverse, snapshot, moved,
+        keys, bank, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved,
         *_strides(keys, vector), *_strides(bank, vector), *((0, 0) if mask is None else mask.stride()), B, K, M, D // vector,
         RELEASE=release, MASKED=mask is not None, SNAPSHOT=kind, VECTOR=vector, ROWS=rows.rows, BLOCK_D=rows.block_d,
         num_warps=rows.num_warps,
@@ -133,11 +132,11 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
     units = B * triton.cdiv(T, config.block_m) * splits
     match_kernel[(min(units, architecture(x.device).processors) if config.persistent else units,)](
         _described(queries, config.block_m, config), _described(keys, config.block_n, config),
-        references, scale, inverse, score, index, *_strides(queries, vector), *_strides(keys, vector),
+        references, weight, score, index, *_strides(queries, vector), *_strides(keys, vector),
         B, K, T, M, D // vector, splits, span, units,
         RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=D % config.block_k == 0,
         VECTOR=vector, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        HALVINGS=config.halvings, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     moves = kind > 0
     return _Search(
@@ -175,8 +174,8 @@ def _merge(
         0 if alpha is None else alpha.stride(0), B, K, T, M, D // vector, search.splits,
         RELEASE=matching == "release", MERGE=alpha is not None, IN_PLACE=in_place, MASKED=mask is not None,
         KEPT=keep is not None, COUNTED=stats is not None, KEYS_MOVE=search.keys_move, BANK_MOVES=search.bank_moves,
-        CAREFUL=x.dtype != torch.float16, VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=64,
-        BLOCK_K=min(64, config.block_d), num_warps=config.num_warps,
+        CAREFUL=x.dtype != torch.float16, VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=32,
+        BLOCK_K=min(32, config.block_d), num_warps=config.num_warps,
     )  # fmt: skip
 
 

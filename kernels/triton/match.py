@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-from negengine.kernels.triton.norms import in_range, multiply
+from negengine.kernels.triton.norms import CAREFUL, multiply
 
 NONE = tl.constexpr(-1)
-OUT_OF_RANGE = tl.constexpr(-2)  # in place of an index: a key's magnitude needs the careful search of the merge kernel
+OUT_OF_RANGE = tl.constexpr(-2)  # in place of an index: a key has the weight CAREFUL
 
 
 @triton.jit
@@ -72,12 +71,40 @@ def scores(
 
 
 @triton.jit
+def fold(
+    product,
+    weight,
+    start,
+    offset,
+    M,
+    best,
+    index,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HALVINGS: tl.constexpr,
+):
+    """Best score and index of each row, with the keys ``start ...`` of an image taken in."""
+    if HALVINGS > 0:
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = product.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        best, index = fold(left, weight, start, offset, M, best, index, BLOCK_M, HALF, HALVINGS - 1)
+        best, index = fold(right, weight, start + HALF, offset, M, best, index, BLOCK_M, HALF, HALVINGS - 1)
+        return best, index
+    else:
+        column = start + tl.arange(0, BLOCK_N)
+        score = product * tl.load(weight + column, mask=column < M, other=float("nan"))[None, :]
+        top = tl.max(score, 1)
+        at = tl.min(tl.where(score == top[:, None], column[None, :], 2147483647), 1)
+        better = top > best  # strict: of equal scores the lower index stays
+        return tl.where(better, top, best), tl.where(better, offset + at, index)
+
+
+@triton.jit
 def search_tile(
     queries,
     keys,
     references,
-    scale,
-    inverse,
+    weight,
     candidate_score,
     candidate_index,
     query_b,
@@ -99,6 +126,7 @@ def search_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    HALVINGS: tl.constexpr,
 ):
     """Candidates of one row tile from ``span`` consecutive key tiles."""
     row_tiles, key_tiles = tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
@@ -129,8 +157,7 @@ def search_tile(
                     key_image = image
                 key_start = tile % key_tiles * BLOCK_N
                 column = key_start + tl.arange(0, BLOCK_N)
-                exists = column < M
-                token = tl.minimum(column, M - 1)  # the last key again rather than zeros, which could win
+                token = tl.minimum(column, M - 1)
                 key_rows = keys
                 if not DESCRIPTORS:
                     key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
@@ -138,17 +165,8 @@ def search_tile(
                     queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
                     DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
-                f = tl.load(scale + key_image * M + token)
-                factor = tl.load(inverse + key_image * M + token)
-                eligible = exists & (factor > 0)
-                careful |= tl.max((eligible & ~in_range(f)).to(tl.int32), 0)
-                # one multiply-add per entry scales and excludes; NaN never wins a maximum, nor equals it
-                product = product * (factor * f)[None, :] + tl.where(eligible, 0.0, float("-inf"))[None, :]
-                top = tl.max(product, 1)
-                at = tl.min(tl.where(product == top[:, None], column[None, :], 2147483647), 1)
-                better = top > best  # strict: of equal scores the lower index stays
-                best = tl.where(better, top, best)
-                index = tl.where(better, slot * M + at, index)
+                careful |= tl.max((tl.load(weight + key_image * M + token) == CAREFUL).to(tl.int32), 0)
+                best, index = fold(product, weight + key_image * M, key_start, slot * M, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
         out = (image * splits + split).to(tl.int64) * T + row
         tl.store(candidate_score + out, best, mask=row < T)
         tl.store(candidate_index + out, tl.where(careful > 0, OUT_OF_RANGE, index), mask=row < T)
@@ -162,8 +180,7 @@ def match_kernel(
     queries,  # [B or R, T, D], pointer or descriptor
     keys,  # [R or B, M, D], likewise
     references,  # [B, K]
-    scale,  # [R or B, M], from norms_kernel, as is inverse
-    inverse,
+    weight,  # [R or B, M], from norms_kernel
     candidate_score,  # out [B, splits, T] float32
     candidate_index,  # out [B, splits, T] int32: slot * M + token, NONE or OUT_OF_RANGE
     query_b,
@@ -187,18 +204,19 @@ def match_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
 ):
     """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
     if PERSISTENT:
         for unit in range(tl.program_id(0), units, tl.num_programs(0)):
             search_tile(
-                queries, keys, references, scale, inverse, candidate_score, candidate_index,
+                queries, keys, references, weight, candidate_score, candidate_index,
                 query_b * VECTOR, query_t * VECTOR, key_b * VECTOR, key_t * VECTOR, B, K, T, M, D * VECTOR, splits, span, unit,
-                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP,
+                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS,
             )  # fmt: skip
     else:
         search_tile(
-            queries, keys, references, scale, inverse, candidate_score, candidate_index,
+            queries, keys, references, weight, candidate_score, candidate_index,
             query_b * VECTOR, query_t * VECTOR, key_b * VECTOR, key_t * VECTOR, B, K, T, M, D * VECTOR, splits, span,
-            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP,
+            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS,
         )  # fmt: skip

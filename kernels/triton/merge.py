@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from negengine.kernels.triton.match import NONE, OUT_OF_RANGE
 from negengine.kernels.triton.norms import (
     in_range,
@@ -92,7 +91,7 @@ def careful_search(
                 key_images = tl.zeros([BLOCK_N], tl.int32) + key_image
                 rows = rows_of(keys, key_b, key_t, snapshot, moved, key_images, token, M, D, KEYS_MOVE)
                 product = tl.zeros([ROWS, BLOCK_N], tl.float32)
-                for start in range(0, D, BLOCK_K):
+                for start in tl.range(0, D, BLOCK_K, num_stages=1):
                     there = d < D - start
                     a = tl.load(queries[:, None] + (start + d)[None, :], mask=exists[:, None] & there[None, :], other=0)
                     b = tl.load(rows[None, :] + (start + d)[:, None], mask=there[:, None], other=0)
@@ -199,9 +198,8 @@ def merge_kernel(
     y_rows = y + image.to(tl.int64) * y_b * VECTOR + row.to(tl.int64) * (y_t * VECTOR)
     out = image.to(tl.int64) * T + row
     updated = is_updated(references, image, K)
-    if COUNTED:
-        if (tl.program_id(0) == 0) & (image == 0):
-            tl.atomic_add(stats + 2, 1)
+    if COUNTED and (tl.program_id(0) == 0) & (image == 0):
+        tl.atomic_add(stats + 2, 1)
     if updated:
         best = tl.full([ROWS], float("-inf"), tl.float32)
         chosen = tl.full([ROWS], NONE, tl.int32)

@@ -7,7 +7,7 @@ import triton.language as tl
 
 EPS = tl.constexpr(1e-12)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-INELIGIBLE = tl.constexpr(-1.0)  # in place of an inverse norm: never to be chosen
+CAREFUL = tl.constexpr(float("inf"))  # a weight: the magnitude needs the careful search of the merge kernel
 
 
 @triton.jit
@@ -111,7 +111,8 @@ def norms_kernel(
     references,  # [B, K]
     mask,  # [R, M]
     scale,  # out [R, M]: a power of two by which the row is multiplied first
-    inverse,  # out [R, M]: 1 / max(norm, eps) of the scaled row, or INELIGIBLE
+    inverse,  # out [R, M]: 1 / max(norm, eps) of the scaled row, 0 if it must not be chosen
+    weight,  # out [R, M]: 1 / max(norm, eps) of the row itself, or CAREFUL, or NaN: products with it win nothing
     snapshot,  # out [R, M, D]: rows that are read after they may have been overwritten
     moved,  # out [R]: images whose rows are to be read from the snapshot
     key_b,
@@ -133,10 +134,7 @@ def norms_kernel(
 ):
     """Grid ``(cdiv(M, ROWS), R)``. Images that nothing refers to cost one look at the table."""
     image = tl.program_id(1)
-    if RELEASE:
-        used = is_updated(references, image, K)
-    else:
-        used = is_referenced(references, image, B * K)
+    used = is_updated(references, image, K) if RELEASE else is_referenced(references, image, B * K)
     both = used
     if SNAPSHOT > 0:
         if SNAPSHOT == 1:
@@ -159,11 +157,12 @@ def norms_kernel(
             eligible = eligible & (tl.load(mask + image.to(tl.int64) * mask_b + token * mask_t, mask=exists, other=0) != 0)
         out = image * M + row
         tl.store(scale + out, f, mask=exists)
-        tl.store(inverse + out, tl.where(eligible, tl.div_rn(1.0, scaled_norm(f, total)), INELIGIBLE), mask=exists)
-        if SNAPSHOT > 0:
-            if both:
-                target = snapshot + (image.to(tl.int64) * M + token) * D
-                for start in range(0, D, BLOCK_D):
-                    d = start + tl.arange(0, BLOCK_D)
-                    there = exists[:, None] & (d < D)[None, :]
-                    tl.store(target[:, None] + d[None, :], tl.load(source[:, None] + d[None, :], mask=there), mask=there)
+        factor = tl.div_rn(1.0, scaled_norm(f, total))
+        tl.store(inverse + out, tl.where(eligible, factor, 0.0), mask=exists)
+        tl.store(weight + out, tl.where(eligible, tl.where(in_range(f), factor * f, CAREFUL), float("nan")), mask=exists)
+        if SNAPSHOT > 0 and both:
+            target = snapshot + (image.to(tl.int64) * M + token) * D
+            for start in range(0, D, BLOCK_D):
+                d = start + tl.arange(0, BLOCK_D)
+                there = exists[:, None] & (d < D)[None, :]
+                tl.store(target[:, None] + d[None, :], tl.load(source[:, None] + d[None, :], mask=there), mask=there)

@@ -55,7 +55,8 @@ class MatchConfig:
     block_k: int
     num_warps: int
     num_stages: int
-    group: int = 8
+    halvings: int = 0  # of a tile before it is reduced
+    group: int = 8  # row tiles that share their key tiles in the cache
     persistent: bool = False
     descriptors: bool = False
 
@@ -91,16 +92,18 @@ INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
 
 # (large, small): the first where rows and keys fill its tiles often enough to occupy the device
 _HALF = {
-    "sm_80": (MatchConfig(128, 256, 64, 8, 3), MatchConfig(64, 128, 64, 4, 3)),
+    "sm_80": (MatchConfig(128, 128, 64, 8, 4), MatchConfig(64, 128, 64, 4, 3)),
     "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "sm_89": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
-    "sm_90": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
-    "sm_100": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(128, 128, 64, 4, 4)),
+    "sm_90": (MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
+    "sm_100": (MatchConfig(256, 128, 64, 8, 4, halvings=2), MatchConfig(128, 128, 64, 4, 4, halvings=2)),
     "sm_120": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
     "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
     "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
 }
+# where rows are not aligned, and descriptors cannot serve; pointers take registers
+_UNALIGNED = {"sm_100": (MatchConfig(128, 128, 64, 8, 4, halvings=2), MatchConfig(64, 128, 64, 4, 4, halvings=2))}
 # float32 is multiplied as such, on the plain units of NVIDIA: small tiles, bound by registers
 _SINGLE = {
     "gfx942": (MatchConfig(128, 128, 32, 8, 2), MatchConfig(64, 64, 32, 4, 2)),
@@ -117,6 +120,8 @@ def match_config(shape: Shape, itemsize: int, architecture: Architecture, descri
         describable: whether strides and addresses suit tensor descriptors.
     """
     table = _HALF.get(architecture.name, _HALF["generic"])
+    if not describable:
+        table = _UNALIGNED.get(architecture.name, table)
     if itemsize == 4:
         table = _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
     large, small = table
@@ -155,7 +160,7 @@ def _block_d(D: int) -> int:
 
 def candidates(itemsize: int, architecture: Architecture, describable: bool) -> list[MatchConfig]:
     """What tuning tries: every configuration known for any device that fits this one's shared memory."""
-    tables = [_HALF] if itemsize == 2 else [_SINGLE, {"": _SINGLE_DEFAULT}]
+    tables = [_HALF, _UNALIGNED] if itemsize == 2 else [_SINGLE, {"": _SINGLE_DEFAULT}]
     known = dict.fromkeys(config for table in tables for name, pair in table.items() if name != "interpreter" for config in pair)
     found = [config for config in known if config.shared(itemsize) <= architecture.shared]
     if describable and itemsize == 2 and architecture.descriptors:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # they register themselves, those preferred first
-import negengine.ops.triton  # noqa: F401  # isort: skip
+import negengine.ops.triton  # isort: skip
 import negengine.ops.eager  # noqa: F401  # isort: skip
 from negengine.ops import registry
 from negengine.reference import MATCHINGS
