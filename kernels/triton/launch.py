@@ -117,7 +117,7 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
     snapshot = keys.new_empty(keys.shape) if kind else keys
     moved = references.new_empty(R) if kind else references
     scale, inverse, weight = x.new_empty(3, R, M, dtype=torch.float32)
-    rows = tuning.norms_config(D, architecture(x.device))
+    rows = tuning.norms_config(D, x.itemsize, architecture(x.device))
     norms_kernel[triton.cdiv(M, rows.rows), R](
         keys, bank, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved,
         *_strides(keys, vector), *_strides(bank, vector), *((0, 0) if mask is None else mask.stride()), B, K, M, D // vector,

@@ -207,16 +207,18 @@ def match_kernel(
     HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
 ):
     """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
+    query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
+    key_b, key_t = key_b.to(tl.int64) * VECTOR, key_t.to(tl.int64) * VECTOR
     if PERSISTENT:
         for unit in range(tl.program_id(0), units, tl.num_programs(0)):
             search_tile(
                 queries, keys, references, weight, candidate_score, candidate_index,
-                query_b * VECTOR, query_t * VECTOR, key_b * VECTOR, key_t * VECTOR, B, K, T, M, D * VECTOR, splits, span, unit,
+                query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
                 RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS,
             )  # fmt: skip
     else:
         search_tile(
             queries, keys, references, weight, candidate_score, candidate_index,
-            query_b * VECTOR, query_t * VECTOR, key_b * VECTOR, key_t * VECTOR, B, K, T, M, D * VECTOR, splits, span,
+            query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
             tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS,
         )  # fmt: skip

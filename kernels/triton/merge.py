@@ -194,8 +194,11 @@ def merge_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = row < T
     D = D * VECTOR
-    x_rows = x + image.to(tl.int64) * x_b * VECTOR + row.to(tl.int64) * (x_t * VECTOR)
-    y_rows = y + image.to(tl.int64) * y_b * VECTOR + row.to(tl.int64) * (y_t * VECTOR)
+    query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
+    key_b, key_t = key_b.to(tl.int64) * VECTOR, key_t.to(tl.int64) * VECTOR
+    bank_b, bank_t = bank_b.to(tl.int64) * VECTOR, bank_t.to(tl.int64) * VECTOR
+    x_rows = x + image.to(tl.int64) * x_b * VECTOR + row.to(tl.int64) * x_t * VECTOR
+    y_rows = y + image.to(tl.int64) * y_b * VECTOR + row.to(tl.int64) * y_t * VECTOR
     out = image.to(tl.int64) * T + row
     updated = is_updated(references, image, K)
     if COUNTED and (tl.program_id(0) == 0) & (image == 0):
@@ -217,14 +220,23 @@ def merge_kernel(
         if RELEASE:
             query_image = tl.zeros([ROWS], tl.int32) + tl.load(references + image * K)
         query_rows = rows_of(
-            queries, query_b * VECTOR, query_t * VECTOR, snapshot, moved, query_image, row, M, D, RELEASE and BANK_MOVES
+            queries,
+            query_b,
+            query_t,
+            snapshot,
+            moved,
+            query_image,
+            row,
+            M,
+            D,
+            RELEASE and BANK_MOVES,
         )
         slot, token = tl.maximum(chosen, 0) // M, tl.maximum(chosen, 0) % M
         reference = tl.maximum(tl.load(references + image * K + slot), 0)
         key_image = reference
         if RELEASE:
             key_image = tl.zeros([ROWS], tl.int32) + image
-        key_rows = rows_of(keys, key_b * VECTOR, key_t * VECTOR, snapshot, moved, key_image, token, M, D, KEYS_MOVE)
+        key_rows = rows_of(keys, key_b, key_t, snapshot, moved, key_image, token, M, D, KEYS_MOVE)
         key_scale = tl.load(scale + key_image * M + token)
         found = exists & (chosen >= 0)
         f, total, product = query_and_pair(query_rows, key_rows, key_scale, exists, D, ROWS, BLOCK_D)
@@ -232,7 +244,7 @@ def merge_kernel(
             careful |= (exists & is_finite(total) & (total > 0) & ~in_range(f)).to(tl.int32)
             if tl.max(careful, 0) > 0:
                 again = careful_search(
-                    query_rows, f, exists, keys, key_b * VECTOR, key_t * VECTOR, snapshot, moved, references, scale, inverse,
+                    query_rows, f, exists, keys, key_b, key_t, snapshot, moved, references, scale, inverse,
                     image, K, M, D, RELEASE, KEYS_MOVE, ROWS, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
                 chosen = tl.where(careful > 0, again, chosen)
@@ -240,7 +252,18 @@ def merge_kernel(
                 reference = tl.maximum(tl.load(references + image * K + slot), 0)
                 if not RELEASE:
                     key_image = reference
-                key_rows = rows_of(keys, key_b * VECTOR, key_t * VECTOR, snapshot, moved, key_image, token, M, D, KEYS_MOVE)
+                key_rows = rows_of(
+                    keys,
+                    key_b,
+                    key_t,
+                    snapshot,
+                    moved,
+                    key_image,
+                    token,
+                    M,
+                    D,
+                    KEYS_MOVE,
+                )
                 key_scale = tl.load(scale + key_image * M + token)
                 f, total, product = query_and_pair(query_rows, key_rows, key_scale, exists, D, ROWS, BLOCK_D)
         found = exists & (chosen >= 0) & is_finite(total)
@@ -257,7 +280,18 @@ def merge_kernel(
             if COUNTED:
                 tl.atomic_add(stats, tl.sum(gate.to(tl.int64), 0))
                 tl.atomic_add(stats + 1, tl.sum(exists.to(tl.int64), 0))
-            r = rows_of(bank, bank_b * VECTOR, bank_t * VECTOR, snapshot, moved, reference, token, M, D, BANK_MOVES)
+            r = rows_of(
+                bank,
+                bank_b,
+                bank_t,
+                snapshot,
+                moved,
+                reference,
+                token,
+                M,
+                D,
+                BANK_MOVES,
+            )
             extrapolate(x_rows, r, y_rows, tl.load(alpha + image * alpha_b), gate, exists, D, IN_PLACE, BLOCK_D)
         else:
             tl.store(cosine + out, similarity, mask=exists)
@@ -301,10 +335,11 @@ def apply_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = row < T
     D = D * VECTOR
-    x_rows = x + image.to(tl.int64) * x_b * VECTOR + row.to(tl.int64) * (x_t * VECTOR)
+    bank_b, bank_t = bank_b.to(tl.int64) * VECTOR, bank_t.to(tl.int64) * VECTOR
+    x_rows = x + image.to(tl.int64) * x_b * VECTOR + row.to(tl.int64) * x_t * VECTOR
     y_rows = y + (image.to(tl.int64) * T + row) * D
     chosen = tl.maximum(tl.load(index + image * index_b + row, mask=exists, other=0), 0)
     reference = tl.maximum(tl.load(references + image * K + chosen // M), 0)
-    r = rows_of(bank, bank_b * VECTOR, bank_t * VECTOR, bank, index, reference, chosen % M, M, D, False)
+    r = rows_of(bank, bank_b, bank_t, bank, index, reference, chosen % M, M, D, False)
     merged = tl.load(gate + image * gate_b + row.to(tl.int64) * gate_t, mask=exists, other=0) != 0
     extrapolate(x_rows, r, y_rows, tl.load(alpha + image * alpha_b), merged, exists, D, False, BLOCK_D)

@@ -145,13 +145,13 @@ def norms_kernel(
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         exists = row < M
         token = row.to(tl.int64)
-        source = keys + image.to(tl.int64) * key_b * VECTOR + token * (key_t * VECTOR)
+        source = keys + image.to(tl.int64) * key_b * VECTOR + token * key_t * VECTOR
         f, total = rows_squared(source, exists, D, ROWS, BLOCK_D)
         f = tl.where(total == 0, 1.0, f)  # zeros are in range
         eligible = is_finite(total)
         if RELEASE:  # the index chosen among sources is used to pick a reference token
             other = tl.load(references + image * K).to(tl.int64)
-            partner = rows_squared(bank + other * bank_b * VECTOR + token * (bank_t * VECTOR), exists, D, ROWS, BLOCK_D)
+            partner = rows_squared(bank + other * bank_b * VECTOR + token * bank_t * VECTOR, exists, D, ROWS, BLOCK_D)
             eligible = eligible & is_finite(partner[1])
         elif MASKED:
             eligible = eligible & (tl.load(mask + image.to(tl.int64) * mask_b + token * mask_t, mask=exists, other=0) != 0)

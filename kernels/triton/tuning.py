@@ -109,7 +109,7 @@ _SINGLE = {
     "gfx942": (MatchConfig(128, 128, 32, 8, 2), MatchConfig(64, 64, 32, 4, 2)),
     "interpreter": _HALF["interpreter"],
 }
-_SINGLE_DEFAULT = (MatchConfig(64, 128, 16, 8, 3), MatchConfig(64, 64, 16, 4, 3))
+_SINGLE_DEFAULT = (MatchConfig(64, 128, 16, 8, 2), MatchConfig(64, 64, 16, 4, 3))
 
 
 def match_config(shape: Shape, itemsize: int, architecture: Architecture, describable: bool) -> MatchConfig:
@@ -142,17 +142,17 @@ def splits(shape: Shape, config: MatchConfig, architecture: Architecture) -> tup
     return -(-key_tiles // span), span
 
 
-def norms_config(D: int, architecture: Architecture) -> RowsConfig:
-    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D), num_warps=4)
+def norms_config(D: int, itemsize: int, architecture: Architecture) -> RowsConfig:
+    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, 512 // itemsize), num_warps=4)
 
 
 def merge_config(D: int, architecture: Architecture) -> RowsConfig:
     rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
-    return RowsConfig(rows=rows, block_d=_block_d(D), num_warps=4)
+    return RowsConfig(rows=rows, block_d=_block_d(D, 256), num_warps=4)
 
 
-def _block_d(D: int) -> int:
-    return min(256, max(16, 1 << (D - 1).bit_length()))
+def _block_d(D: int, most: int) -> int:
+    return min(most, max(16, 1 << (D - 1).bit_length()))
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------

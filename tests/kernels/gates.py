@@ -91,7 +91,7 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                             "BLOCK_K": config.block_k, "GROUP": config.group, "HALVINGS": config.halvings,
                         }  # fmt: skip
                         yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
-        rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, device)
+        rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, itemsize, device)
         common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
         for release in both:
             constants = {"RELEASE": release, "MASKED": True, "SNAPSHOT": 1, **common, "ROWS": norms.rows, "BLOCK_D": norms.block_d}
