@@ -136,7 +136,7 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
         B, K, T, M, D // vector, splits, span, units,
         RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=D % config.block_k == 0,
         VECTOR=vector, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-        HALVINGS=config.halvings, num_warps=config.num_warps, num_stages=config.num_stages,
+        HALVINGS=config.halvings, SPECIALIZE=config.specialize, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     moves = kind > 0
     return _Search(

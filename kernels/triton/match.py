@@ -45,11 +45,12 @@ def scores(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
 ):
     """``[BLOCK_M, BLOCK_N]`` products of queries and keys in float32."""
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if DESCRIPTORS:
-        for start in range(0, D, BLOCK_K):
+        for start in tl.range(0, D, BLOCK_K, warp_specialize=SPECIALIZE):
             a = queries.load([query_image, query_start, start]).reshape(BLOCK_M, BLOCK_K)
             b = keys.load([key_image, key_start, start]).reshape(BLOCK_N, BLOCK_K)
             product = multiply(a, b.T, product)
@@ -127,6 +128,7 @@ def search_tile(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     HALVINGS: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
 ):
     """Candidates of one row tile from ``span`` consecutive key tiles."""
     row_tiles, key_tiles = tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
@@ -163,7 +165,7 @@ def search_tile(
                     key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
                 product = scores(
                     queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
-                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE,
                 )  # fmt: skip
                 careful |= tl.max((tl.load(weight + key_image * M + token) == CAREFUL).to(tl.int32), 0)
                 best, index = fold(product, weight + key_image * M, key_start, slot * M, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
@@ -205,6 +207,7 @@ def match_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
+    SPECIALIZE: tl.constexpr,  # some warps load, others multiply
 ):
     """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
     query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
@@ -214,11 +217,11 @@ def match_kernel(
             search_tile(
                 queries, keys, references, weight, candidate_score, candidate_index,
                 query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
-                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS,
+                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE,
             )  # fmt: skip
     else:
         search_tile(
             queries, keys, references, weight, candidate_score, candidate_index,
             query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
-            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS,
+            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -59,6 +60,7 @@ class MatchConfig:
     group: int = 8  # row tiles that share their key tiles in the cache
     persistent: bool = False
     descriptors: bool = False
+    specialize: bool = False
 
     def shared(self, itemsize: int) -> int:
         """Bytes of shared memory for the operands in flight."""
@@ -112,24 +114,29 @@ _SINGLE = {
 _SINGLE_DEFAULT = (MatchConfig(64, 128, 16, 8, 2), MatchConfig(64, 64, 16, 4, 3))
 
 
-def match_config(shape: Shape, itemsize: int, architecture: Architecture, describable: bool) -> MatchConfig:
-    """The configuration of the search.
+def known_configs(itemsize: int, architecture: Architecture, describable: bool) -> tuple[MatchConfig, MatchConfig]:
+    """For many tiles and for few.
 
     Args:
         itemsize: bytes of an element.
         describable: whether strides and addresses suit tensor descriptors.
     """
-    table = _HALF.get(architecture.name, _HALF["generic"])
-    if not describable:
-        table = _UNALIGNED.get(architecture.name, table)
     if itemsize == 4:
-        table = _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
-    large, small = table
+        return _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
+    pair = _HALF.get(architecture.name, _HALF["generic"])
+    if not architecture.descriptors:
+        return pair
+    if not describable:
+        return _UNALIGNED.get(architecture.name, pair)
+    large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in pair)
+    return large, small
+
+
+def match_config(shape: Shape, itemsize: int, architecture: Architecture, describable: bool) -> MatchConfig:
+    """The configuration of the search: large tiles where there are enough of them to occupy the device."""
+    large, small = known_configs(itemsize, architecture, describable)
     tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
-    config = large if tiles >= WAVES * architecture.processors else small
-    if describable and itemsize == 2 and architecture.descriptors:
-        config = dataclasses.replace(config, descriptors=True, persistent=True)
-    return config
+    return large if tiles >= WAVES * architecture.processors else small
 
 
 def splits(shape: Shape, config: MatchConfig, architecture: Architecture) -> tuple[int, int]:
@@ -159,13 +166,17 @@ def _block_d(D: int, most: int) -> int:
 
 
 def candidates(itemsize: int, architecture: Architecture, describable: bool) -> list[MatchConfig]:
-    """What tuning tries: every configuration known for any device that fits this one's shared memory."""
-    tables = [_HALF, _UNALIGNED] if itemsize == 2 else [_SINGLE, {"": _SINGLE_DEFAULT}]
-    known = dict.fromkeys(config for table in tables for name, pair in table.items() if name != "interpreter" for config in pair)
-    found = [config for config in known if config.shared(itemsize) <= architecture.shared]
-    if describable and itemsize == 2 and architecture.descriptors:
-        found = [dataclasses.replace(c, descriptors=True, persistent=p) for c in found for p in (True, False)] + found
-    return found
+    """What tuning tries: the known tiles with fewer stages, other orders of the work, and warps that only load."""
+    found = []
+    for base in known_configs(itemsize, architecture, describable):
+        for stages, group in itertools.product((base.num_stages, base.num_stages - 1), (8, 4, 16)):
+            config = dataclasses.replace(base, num_stages=max(stages, 1), group=group)
+            found.append(config)
+            if config.descriptors:
+                found.append(dataclasses.replace(config, persistent=False))
+                if architecture.name == "sm_100" and config.block_m == 128:  # at 256 rows it spills
+                    found.append(dataclasses.replace(config, specialize=True))
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Variant:
         return dict(self.constants)
 
     def __str__(self) -> str:
-        flags = [name.lower() for name, value in self.constants if value is True]
+        flags = [f"stages{self.num_stages}"] if self.kernel == "match" else []
+        flags += [name.lower() for name, value in self.constants if value is True]
         tile = "x".join(str(self.settings[f"BLOCK_{n}"]) for n in "MNK" if f"BLOCK_{n}" in self.settings)
         return "-".join(filter(None, [self.kernel, self.architecture, self.dtype, tile, *flags]))
 
@@ -75,10 +76,11 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
     device = tuning.ARCHITECTURES[architecture]
     for dtype in DTYPES if everything else ("bf16", "fp32"):
         itemsize = 4 if dtype == "fp32" else 2
+        configs = tuning.candidates if everything else tuning.known_configs
         found = dict.fromkeys(
-            tuning.match_config(tuning.Shape(n, 1, t, t, 3072), itemsize, device, describable)
-            for n, t in ((1, 64), (16, 16384))
+            dataclasses.replace(config, group=8)  # which changes no instruction
             for describable in both
+            for config in configs(itemsize, device, describable)
         )
         for config in found:
             for release in both if everything else (False,):
@@ -89,6 +91,7 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                             "RELEASE": release, "DESCRIPTORS": config.descriptors, "PERSISTENT": config.persistent,
                             "EVEN_K": even, "VECTOR": vector, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
                             "BLOCK_K": config.block_k, "GROUP": config.group, "HALVINGS": config.halvings,
+                            "SPECIALIZE": config.specialize,
                         }  # fmt: skip
                         yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
         rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, itemsize, device)
