@@ -6,7 +6,7 @@ OUT    ?= out
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench gpu lint train clean
+.PHONY: help install demo test gates bench gpu lint train clean
 
 help: ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,13 +25,17 @@ demo: install ## the same seeds without and with NegToMe: picture, table, JSON
 test: install ## the tests
 	$(PY) -m pytest
 
+gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
+	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
+
 bench: install ## the operator and the embedded pipelines beside their rivals
 	mkdir -p $(OUT)
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json
 
 gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, PY=python3 to use that Python as it is
 	mkdir -p $(OUT)
-	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test yet
+	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test
+	$(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
 
 lint: install ## ruff and mypy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import triton
 from negengine.kernels.triton import tuning
 from negengine.kernels.triton.match import match_kernel
 from negengine.kernels.triton.merge import apply_kernel, merge_kernel
-from negengine.kernels.triton.norms import INTERPRETED, norms_kernel
+from negengine.kernels.triton.norms import norms_kernel
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -125,19 +126,24 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
         num_warps=rows.num_warps,
     )  # fmt: skip
 
-    config = _config(tuning.Shape(B, K, T, M, D), x, bank, vector)
-    splits, span = tuning.splits(tuning.Shape(B, K, T, M, D), config, architecture(x.device))
-    score = x.new_empty(B, splits, T, dtype=torch.float32)
-    index = x.new_empty(B, splits, T, dtype=torch.int32)
-    units = B * triton.cdiv(T, config.block_m) * splits
-    match_kernel[(min(units, architecture(x.device).processors) if config.persistent else units,)](
-        _described(queries, config.block_m, config), _described(keys, config.block_n, config),
-        references, weight, score, index, *_strides(queries, vector), *_strides(keys, vector),
-        B, K, T, M, D // vector, splits, span, units,
-        RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=D % config.block_k == 0,
-        VECTOR=vector, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-        HALVINGS=config.halvings, SPECIALIZE=config.specialize, num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+    shape, device = tuning.Shape(B, K, T, M, D), architecture(x.device)
+
+    def match_with(config: tuning.MatchConfig) -> tuple[Tensor, Tensor, int]:
+        splits, span = tuning.splits(shape, config, device)
+        score = x.new_empty(B, splits, T, dtype=torch.float32)
+        index = x.new_empty(B, splits, T, dtype=torch.int32)
+        units = B * triton.cdiv(T, config.block_m) * splits
+        match_kernel[(min(units, device.processors) if config.persistent else units,)](
+            _described(queries, config.block_m, config), _described(keys, config.block_n, config),
+            references, weight, score, index, *_strides(queries, vector), *_strides(keys, vector),
+            B, K, T, M, D // vector, splits, span, units,
+            RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=D % config.block_k == 0,
+            VECTOR=vector, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
+            HALVINGS=config.halvings, SPECIALIZE=config.specialize, num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        return score, index, splits
+
+    score, index, splits = match_with(_config(shape, x, vector > 1, match_with))
     moves = kind > 0
     return _Search(
         bank, queries, keys, snapshot, moved, moves, moves and (own or not release), scale, inverse, score, index, splits, vector
@@ -179,14 +185,27 @@ def _merge(
     )  # fmt: skip
 
 
-def _config(shape: tuning.Shape, x: Tensor, bank: Tensor, vector: int) -> tuning.MatchConfig:
-    describable = vector > 1
-    cache = None if INTERPRETED.value else tuning.tuning_cache()
-    if cache is not None:
-        stored = cache.get(versions(x.device), tuning.call_key(shape, x.itemsize, describable))
-        if stored is not None:
-            return stored
-    return tuning.match_config(shape, x.itemsize, architecture(x.device), describable)
+_tuned: dict[tuple[tuning.Versions, str], tuning.MatchConfig] = {}
+
+
+def _config(
+    shape: tuning.Shape, x: Tensor, aligned: bool, match_with: Callable[[tuning.MatchConfig], object]
+) -> tuning.MatchConfig:
+    """The default configuration, or, where tuning was asked for, the fastest; measured once a device, kept on disk."""
+    cache = tuning.tuning_cache()
+    if cache is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return tuning.match_config(shape, x.itemsize, architecture(x.device), aligned)
+    key = versions(x.device), tuning.call_key(shape, x.itemsize, aligned)
+    if key not in _tuned:
+        _tuned[key] = tuning.tune(
+            shape, x.itemsize, architecture(x.device), aligned, key[0], cache, lambda c: milliseconds(lambda: match_with(c))
+        )
+    return _tuned[key]
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Median time of a call on the device, with a cold cache."""
+    return triton.testing.do_bench(call, return_mode="median")
 
 
 def _described(tensor: Tensor, rows: int, config: tuning.MatchConfig) -> Tensor | TensorDescriptor:

@@ -104,37 +104,37 @@ _HALF = {
     "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
     "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
 }
-# where rows are not aligned, and descriptors cannot serve; pointers take registers
-_UNALIGNED = {"sm_100": (MatchConfig(128, 128, 64, 8, 4, halvings=2), MatchConfig(64, 128, 64, 4, 4, halvings=2))}
-# float32 is multiplied as such, on the plain units of NVIDIA: small tiles, bound by registers
+# rows that do not start on 16 bytes cannot be copied asynchronously: they pass through registers, entry by entry
+_UNALIGNED = MatchConfig(64, 64, 32, 4, 2)
+# float32 is multiplied as such, on the plain units of NVIDIA: bound by registers, not by the tile
 _SINGLE = {
     "gfx942": (MatchConfig(128, 128, 32, 8, 2), MatchConfig(64, 64, 32, 4, 2)),
-    "interpreter": _HALF["interpreter"],
 }
-_SINGLE_DEFAULT = (MatchConfig(64, 128, 16, 8, 2), MatchConfig(64, 64, 16, 4, 3))
+_SINGLE_DEFAULT = (MatchConfig(64, 64, 16, 4, 3), MatchConfig(64, 64, 16, 4, 3))
 
 
-def known_configs(itemsize: int, architecture: Architecture, describable: bool) -> tuple[MatchConfig, MatchConfig]:
+def known_configs(itemsize: int, architecture: Architecture, aligned: bool) -> tuple[MatchConfig, MatchConfig]:
     """For many tiles and for few.
 
     Args:
         itemsize: bytes of an element.
-        describable: whether strides and addresses suit tensor descriptors.
+        aligned: whether every row starts on 16 bytes.
     """
+    if architecture == INTERPRETER:
+        return _HALF["interpreter"]
     if itemsize == 4:
         return _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
-    pair = _HALF.get(architecture.name, _HALF["generic"])
-    if not architecture.descriptors:
-        return pair
-    if not describable:
-        return _UNALIGNED.get(architecture.name, pair)
-    large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in pair)
+    if not aligned:
+        return _UNALIGNED, _UNALIGNED
+    large, small = _HALF.get(architecture.name, _HALF["generic"])
+    if architecture.descriptors:
+        large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
     return large, small
 
 
-def match_config(shape: Shape, itemsize: int, architecture: Architecture, describable: bool) -> MatchConfig:
+def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool) -> MatchConfig:
     """The configuration of the search: large tiles where there are enough of them to occupy the device."""
-    large, small = known_configs(itemsize, architecture, describable)
+    large, small = known_configs(itemsize, architecture, aligned)
     tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
     return large if tiles >= WAVES * architecture.processors else small
 
@@ -165,10 +165,10 @@ def _block_d(D: int, most: int) -> int:
 # --- tuning ------------------------------------------------------------------------------------------------------
 
 
-def candidates(itemsize: int, architecture: Architecture, describable: bool) -> list[MatchConfig]:
+def candidates(itemsize: int, architecture: Architecture, aligned: bool) -> list[MatchConfig]:
     """What tuning tries: the known tiles with fewer stages, other orders of the work, and warps that only load."""
     found = []
-    for base in known_configs(itemsize, architecture, describable):
+    for base in known_configs(itemsize, architecture, aligned):
         for stages, group in itertools.product((base.num_stages, base.num_stages - 1), (8, 4, 16)):
             config = dataclasses.replace(base, num_stages=max(stages, 1), group=group)
             found.append(config)
@@ -239,26 +239,26 @@ class Cache:
             yield
 
 
-def call_key(shape: Shape, itemsize: int, describable: bool) -> str:
+def call_key(shape: Shape, itemsize: int, aligned: bool) -> str:
     """Tuned for powers of two of the sizes: near shapes share a configuration."""
     B, T, M = ((n - 1).bit_length() if n else 0 for n in (shape.B, shape.T, shape.M))
-    return f"B{1 << B} K{shape.K} T{1 << T} M{1 << M} D{shape.D} bytes{itemsize} descriptors{int(describable)}"
+    return f"B{1 << B} K{shape.K} T{1 << T} M{1 << M} D{shape.D} bytes{itemsize} aligned{int(aligned)}"
 
 
 def tune(
     shape: Shape,
     itemsize: int,
     architecture: Architecture,
-    describable: bool,
+    aligned: bool,
     versions: Versions,
     cache: Cache,
     milliseconds: Callable[[MatchConfig], float],
 ) -> MatchConfig:
     """The stored configuration for a call, or else the fastest candidate by ``milliseconds``, which is then stored."""
-    call = call_key(shape, itemsize, describable)
+    call = call_key(shape, itemsize, aligned)
     config = cache.get(versions, call)
     if config is None:
-        config = min(candidates(itemsize, architecture, describable), key=milliseconds)
+        config = min(candidates(itemsize, architecture, aligned), key=milliseconds)
         cache.put(versions, call, config)
     return config
 

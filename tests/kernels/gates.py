@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler reports. ``spilled`` counts bytes of stack or scratch memory a thread."""
+    """What the compiler reports. ``spilled`` counts bytes a thread."""
 
     registers: int
     spilled: int
@@ -78,35 +78,32 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
         itemsize = 4 if dtype == "fp32" else 2
         configs = tuning.candidates if everything else tuning.known_configs
         found = dict.fromkeys(
-            dataclasses.replace(config, group=8)  # which changes no instruction
-            for describable in both
-            for config in configs(itemsize, device, describable)
+            (aligned, dataclasses.replace(config, group=8))  # which changes no instruction
+            for aligned in both
+            for config in configs(itemsize, device, aligned)
         )
-        for config in found:
+        for aligned, config in found:
             for release in both if everything else (False,):
                 for even in both if everything else (True,):
-                    vectors = (1, 16 // itemsize) if everything and not config.descriptors else (16 // itemsize,)
-                    for vector in vectors:
-                        constants = {
-                            "RELEASE": release, "DESCRIPTORS": config.descriptors, "PERSISTENT": config.persistent,
-                            "EVEN_K": even, "VECTOR": vector, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-                            "BLOCK_K": config.block_k, "GROUP": config.group, "HALVINGS": config.halvings,
-                            "SPECIALIZE": config.specialize,
-                        }  # fmt: skip
-                        yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
+                    constants = {
+                        "RELEASE": release, "DESCRIPTORS": config.descriptors, "PERSISTENT": config.persistent,
+                        "EVEN_K": even, "VECTOR": 16 // itemsize if aligned else 1, "BLOCK_M": config.block_m,
+                        "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": config.group,
+                        "HALVINGS": config.halvings, "SPECIALIZE": config.specialize,
+                    }  # fmt: skip
+                    yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
         rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, itemsize, device)
         common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
         for release in both:
             constants = {"RELEASE": release, "MASKED": True, "SNAPSHOT": 1, **common, "ROWS": norms.rows, "BLOCK_D": norms.block_d}
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
-            for merge in both if everything else (True,):
-                for in_place in both if everything else (True,):
-                    constants = {
-                        "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": True, "COUNTED": True,
-                        "KEYS_MOVE": in_place, "BANK_MOVES": in_place, "CAREFUL": dtype != "fp16", **common,
-                        "BLOCK_N": 32, "BLOCK_K": 32,
-                    }  # fmt: skip
-                    yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
+            for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
+                moves = merge and in_place
+                constants = {
+                    "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
+                    "KEYS_MOVE": moves, "BANK_MOVES": moves, "CAREFUL": dtype != "fp16", **common, "BLOCK_N": 32, "BLOCK_K": 32,
+                }  # fmt: skip
+                yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
         if everything:
             yield _variant("apply", architecture, dtype, common, rows.num_warps, 3)
 
@@ -159,10 +156,25 @@ def _read_nvidia(out: triton.compiler.CompiledKernel, architecture: str) -> Comp
         cubin.write_bytes(out.asm["cubin"])
         usage = subprocess.run([tools / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
-    local = int(re.findall(r"LOCAL:(\d+)", usage)[-1])
     ptx = out.asm["ptx"]
+    spilled = _spills(ptx, architecture) if stack else 0
     instruction = next((name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx), "fma")
-    return Compiled(registers, stack + local, out.metadata.shared, instruction)
+    return Compiled(registers, spilled, out.metadata.shared, instruction)
+
+
+def _spills(ptx: str, architecture: str) -> int:
+    """Bytes of spill stores: a stack may also be there for the slow path of a division or a square root."""
+    tool = triton.knobs.nvidia.ptxas_blackwell if architecture in ("sm_100", "sm_120") else triton.knobs.nvidia.ptxas
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        target = re.findall(r"\.target (\w+)", ptx)[0]
+        command = [tool.path, "-v", f"--gpu-name={target}", source, "-o", Path(folder) / "kernel.cubin"]
+        run = subprocess.run(command, capture_output=True, text=True)
+    said = run.stdout + run.stderr
+    if run.returncode:
+        raise RuntimeError(said)
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
 
 
 def _read_amd(out: triton.compiler.CompiledKernel) -> Compiled:

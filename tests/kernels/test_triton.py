@@ -185,6 +185,28 @@ def test_rows_that_are_not_contiguous():
 
 
 @RUNS
+def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
+    x, table = batch(), table_of([[-1], [0], [0]])
+    expected, measured = outcome(x, table), []
+
+    def milliseconds(call):
+        call()
+        measured.append(call)
+        return -len(measured)  # the last is the fastest
+
+    monkeypatch.setattr(launch, "milliseconds", milliseconds)
+    monkeypatch.setattr(launch, "versions", lambda device: tuning.Versions("a device", "1", "2"))
+    monkeypatch.setattr(launch, "_tuned", {})
+    monkeypatch.setenv("NEGENGINE_TUNE", str(tmp_path / "cache.json"))
+    assert all(same_bits(a, b) for a, b in zip(expected, outcome(x, table), strict=True))
+    count = len(measured)
+    assert count > 1
+    launch._tuned.clear()  # as another process would
+    assert all(same_bits(a, b) for a, b in zip(expected, outcome(x, table), strict=True))
+    assert len(measured) == count
+
+
+@RUNS
 def test_what_it_refuses():
     with pytest.raises(RuntimeError, match=r"triton: takes float16, bfloat16 and float32, not torch.float64"):
         ops.match(batch(torch.float64), batch(torch.float64)[0], backend="triton")

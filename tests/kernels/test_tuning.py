@@ -18,10 +18,10 @@ HERE = Versions("a device", "2.13", "3.9")
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("shape", [FLUX, SDXL, Shape(1, 1, 1, 1, 1), Shape(64, 3, 16384, 16384, 64)], ids=str)
 def test_a_configuration_fits_and_its_splits_cover_the_keys(architecture, itemsize, shape):
-    for describable in (False, True):
-        config = tuning.match_config(shape, itemsize, architecture, describable)
+    for aligned in (False, True):
+        config = tuning.match_config(shape, itemsize, architecture, aligned)
         assert config.shared(itemsize) <= architecture.shared
-        assert config.descriptors <= (describable and architecture.descriptors)
+        assert config.descriptors <= (aligned and architecture.descriptors)
         splits, span = tuning.splits(shape, config, architecture)
         tiles = shape.K * -(-shape.M // config.block_n)
         assert (splits - 1) * span < tiles <= splits * span
