@@ -50,6 +50,11 @@ def negtome(
         if stats is not None:
             stats[2] += 1
         return
+    if _rows(y) is not y:  # the kernels write rows of neighbouring entries
+        out = y.new_empty(y.shape)
+        negtome(x, out, bank, references, alpha, threshold, keep, stats, mask, matching)
+        y.copy_(out)
+        return
     search = _search(x, bank, references, mask, matching, y)
     _merge(search, x, y, references, mask, matching, alpha=alpha, threshold=threshold, keep=keep, stats=stats)
 
@@ -109,7 +114,7 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
         bank = bank.clone()  # the snapshot is of the sources
     queries, keys = (bank, x) if release else (x, bank)
     (R, M, D), (B, K), T = keys.shape, references.shape, x.shape[1]
-    vector = _vector(x, bank)
+    vector = _vector(x, bank) if y is None else _vector(x, bank, y)
 
     kind = 0
     if y is not None and _overlap(keys, y):
@@ -209,7 +214,11 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def _described(tensor: Tensor, rows: int, config: tuning.MatchConfig) -> Tensor | TensorDescriptor:
-    return TensorDescriptor.from_tensor(tensor, [1, rows, config.block_k]) if config.descriptors else tensor
+    if not config.descriptors:
+        return tensor
+    R, M, D = tensor.shape
+    strides = [stride if n > 1 else M * D for n, stride in zip((R, M), tensor.stride(), strict=False)]  # of one: any will do
+    return TensorDescriptor(tensor, [R, M, D], [*strides, 1], [1, rows, config.block_k])
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -222,10 +231,14 @@ def _strides(tensor: Tensor, vector: int) -> tuple[int, int]:
 
 
 def _vector(*tensors: Tensor) -> int:
-    """How many elements divide every row's address: as many as fill ``EXTENT`` bytes, or one."""
+    """How many elements divide every row's address: as many as fill ``EXTENT`` bytes, or one.
+
+    Rows that are one row repeated count as unaligned: a descriptor cannot have a stride of zero.
+    """
     vector = EXTENT // tensors[0].itemsize
     for t in tensors:
-        if t.data_ptr() % EXTENT or t.shape[2] % vector or t.stride(0) % vector or t.stride(1) % vector:
+        strides = [stride for n, stride in zip(t.shape[:2], t.stride(), strict=False) if n > 1]
+        if t.data_ptr() % EXTENT or t.shape[2] % vector or any(stride % vector or stride == 0 for stride in strides):
             return 1
     return vector
 

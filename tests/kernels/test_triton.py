@@ -48,6 +48,11 @@ def table_of(rows):
     return torch.tensor(rows, dtype=torch.int32, device=DEVICE)
 
 
+def needs_descriptors():
+    if DEVICE == "cuda" and not launch.architecture(torch.device("cuda")).descriptors:
+        pytest.skip("this device has no tensor memory accelerator")
+
+
 def change(monkeypatch, **settings):
     choose = tuning.match_config
     monkeypatch.setattr(tuning, "match_config", lambda *a: dataclasses.replace(choose(*a), **settings))
@@ -74,8 +79,8 @@ def test_every_split_gives_the_same_bits(dtype, matching, monkeypatch):
 @RUNS
 @pytest.mark.parametrize("variant", [{"persistent": True}, {"descriptors": True}, {"halvings": 2}, {"group": 1}], ids=str)
 def test_variants_give_the_same_bits(variant, monkeypatch):
-    if DEVICE == "cuda" and "descriptors" in variant and not launch.architecture(torch.device("cuda")).descriptors:
-        pytest.skip("this device has no tensor memory accelerator")
+    if "descriptors" in variant:
+        needs_descriptors()
     x, table = batch(torch.float16), table_of([[-1, -1], [2, -1], [0, 1]])
     plain = outcome(x, table)
     change(monkeypatch, **variant)
@@ -182,6 +187,26 @@ def test_rows_that_are_not_contiguous():
     x, r = batch(), batch(seed=2)[0].T.contiguous().T
     found, expected = (ops.match(x, t, backend="triton") for t in (r, r.contiguous()))
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@RUNS
+def test_in_place_where_channels_do_not_lie_side_by_side():
+    x, table = batch(), table_of([[-1], [0], [1]])
+    apart = x.transpose(1, 2).contiguous().transpose(1, 2)
+    ops.negtome_(apart, table, 0.9, 0.3, backend="triton")
+    assert same_bits(apart, ops.negtome_(x, table, 0.9, 0.3, backend="triton"))
+
+
+@RUNS
+@pytest.mark.parametrize("B,T,D", [(1, 1, 8), (1, 70, 8), (2, 1, 8), (1, 70, 1), (2, 3, 513)])
+def test_single_images_tokens_and_channels(B, T, D, monkeypatch):
+    x, table = batch(torch.float16, B, T, D), table_of([[0]] * B)
+    plain = outcome(x, table)
+    torch.testing.assert_close(plain[0], ops.match(x, x[0], backend="torch")[0], rtol=0, atol=2e-6)
+    if D % 8 == 0:
+        needs_descriptors()
+        change(monkeypatch, descriptors=True)
+        assert all(same_bits(a, b) for a, b in zip(plain, outcome(x, table), strict=True))
 
 
 @RUNS
