@@ -35,7 +35,7 @@ bench: install ## the operator and the embedded pipelines beside their rivals
 gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, PY=python3 to use that Python as it is
 	mkdir -p $(OUT)
 	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test
-	$(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider
+	$(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider || test $$? -eq 5
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
 
 lint: install ## ruff and mypy
