@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench gpu fuzz lint train clean
+.PHONY: help install demo test gates bench gpu fuzz lint train clean
 SECONDS_EACH ?= 600
 
 help: ## what there is
@@ -28,13 +28,17 @@ demo: install ## the same seeds without and with NegToMe: picture, table, JSON
 test: install ## the tests
 	$(PY) -m pytest
 
+gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
+	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
+
 bench: install ## the operator and the embedded pipelines beside their rivals
 	mkdir -p $(OUT)
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json
 
 gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, PY=python3 to use that Python as it is
 	mkdir -p $(OUT)
-	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test yet
+	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test
+	$(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider || test $$? -eq 5
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
 
 fuzz: ## the C interface under sanitizers, SECONDS_EACH of arbitrary calls under each; needs CMake

@@ -12,8 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-import negengine.ops.cpu  # these register themselves; the first is preferred
-import negengine.ops.eager  # noqa: F401
+# they register themselves, those preferred first: the Triton kernels only where asked for, until they have run on a GPU
+import negengine.ops.cpu  # isort: skip
+import negengine.ops.eager  # isort: skip
+import negengine.ops.triton  # noqa: F401  # isort: skip
 from negengine.ops import registry
 from negengine.reference import MATCHINGS
 

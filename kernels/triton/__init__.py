@@ -1,0 +1,1 @@
+"""The backend for GPUs: three Triton kernels a call, norms, match and merge; no similarity is ever stored."""

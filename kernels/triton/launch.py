@@ -1,0 +1,254 @@
+"""Workspace and launches of a call: norms, match, merge."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+from negengine.kernels.triton import tuning
+from negengine.kernels.triton.match import match_kernel
+from negengine.kernels.triton.merge import apply_kernel, merge_kernel
+from negengine.kernels.triton.norms import norms_kernel
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+EXTENT = 16  # bytes to which vector loads and descriptors are aligned
+
+
+@functools.cache
+def architecture(device: torch.device) -> tuning.Architecture:
+    if device.type != "cuda":
+        return tuning.INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    name = properties.gcnArchName if torch.version.hip else (properties.major, properties.minor)
+    shared = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return tuning.architecture_of(name, shared, properties.multi_processor_count)
+
+
+@functools.cache
+def versions(device: torch.device) -> tuning.Versions:
+    return tuning.Versions(torch.cuda.get_device_name(device), str(torch.__version__), triton.__version__)
+
+
+def negtome(
+    x: Tensor,
+    y: Tensor,
+    bank: Tensor,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    stats: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+) -> None:
+    """NegToMe of ``x [B, T, D]`` into ``y``, which may be ``x``, as ``bank [R, M, D]`` may be; see ``negengine.ops.negtome_``."""
+    if y.numel() == 0:
+        if stats is not None:
+            stats[2] += 1
+        return
+    if _rows(y) is not y:  # the kernels write rows of neighbouring entries
+        out = y.new_empty(y.shape)
+        negtome(x, out, bank, references, alpha, threshold, keep, stats, mask, matching)
+        y.copy_(out)
+        return
+    search = _search(x, bank, references, mask, matching, y)
+    _merge(search, x, y, references, mask, matching, alpha=alpha, threshold=threshold, keep=keep, stats=stats)
+
+
+def match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str) -> tuple[Tensor, Tensor]:
+    """Cosine ``[B, T]`` float32 (``-inf``: none) and index int32 (``-1``: none) of the best reference token."""
+    cosine, index = x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int32)
+    if index.numel():
+        search = _search(x, bank, references, mask, matching, None)
+        _merge(search, x, x, references, mask, matching, cosine=cosine, index=index)
+    return cosine, index
+
+
+def merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
+    """``(1 + alpha) x - alpha r`` where ``gate``, ``x`` elsewhere, as a new tensor."""
+    (B, T, D), K, M = x.shape, references.shape[1], bank.shape[1]
+    y = x.new_empty(x.shape)
+    if y.numel() == 0:
+        return y
+    x, bank, references, index = _rows(x), _rows(bank), references.contiguous(), index.contiguous()
+    config, vector = tuning.merge_config(D, architecture(x.device)), _vector(x, bank)
+    apply_kernel[triton.cdiv(T, config.rows), B](
+        x, y, bank, references, index, gate, alpha,
+        *_strides(x, vector), *_strides(bank, vector), T, *gate.stride(), alpha.stride(0), K, T, M, D // vector,
+        VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
+    )  # fmt: skip
+    return y
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the search leaves for the merge."""
+
+    bank: Tensor
+    queries: Tensor
+    keys: Tensor
+    snapshot: Tensor
+    moved: Tensor
+    keys_move: bool
+    bank_moves: bool
+    scale: Tensor
+    inverse: Tensor
+    score: Tensor
+    index: Tensor
+    splits: int
+    vector: int
+
+
+def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, y: Tensor | None) -> _Search:
+    """Launch norms and match. ``y`` is what will be written before every read is done, None if nothing will be."""
+    release, own = matching == "release", bank is x
+    x, bank = _rows(x), _rows(bank)
+    if own:
+        bank = x
+    references = references.contiguous()
+    if release and not own and y is not None and _overlap(bank, y):
+        bank = bank.clone()  # the snapshot is of the sources
+    queries, keys = (bank, x) if release else (x, bank)
+    (R, M, D), (B, K), T = keys.shape, references.shape, x.shape[1]
+    vector = _vector(x, bank) if y is None else _vector(x, bank, y)
+
+    kind = 0
+    if y is not None and _overlap(keys, y):
+        kind = 1 if own else 2
+    # memory only; the device fills it for those images alone that are both read and overwritten
+    snapshot = keys.new_empty(keys.shape) if kind else keys
+    moved = references.new_empty(R) if kind else references
+    scale, inverse, weight = x.new_empty(3, R, M, dtype=torch.float32)
+    rows = tuning.norms_config(D, x.itemsize, architecture(x.device))
+    norms_kernel[triton.cdiv(M, rows.rows), R](
+        keys, bank, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved,
+        *_strides(keys, vector), *_strides(bank, vector), *((0, 0) if mask is None else mask.stride()), B, K, M, D // vector,
+        RELEASE=release, MASKED=mask is not None, SNAPSHOT=kind, VECTOR=vector, ROWS=rows.rows, BLOCK_D=rows.block_d,
+        num_warps=rows.num_warps,
+    )  # fmt: skip
+
+    shape, device = tuning.Shape(B, K, T, M, D), architecture(x.device)
+
+    def match_with(config: tuning.MatchConfig) -> tuple[Tensor, Tensor, int]:
+        splits, span = tuning.splits(shape, config, device)
+        score = x.new_empty(B, splits, T, dtype=torch.float32)
+        index = x.new_empty(B, splits, T, dtype=torch.int32)
+        units = B * triton.cdiv(T, config.block_m) * splits
+        match_kernel[(min(units, device.processors) if config.persistent else units,)](
+            _described(queries, config.block_m, config), _described(keys, config.block_n, config),
+            references, weight, score, index, *_strides(queries, vector), *_strides(keys, vector),
+            B, K, T, M, D // vector, splits, span, units,
+            RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=D % config.block_k == 0,
+            VECTOR=vector, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
+            HALVINGS=config.halvings, SPECIALIZE=config.specialize, num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        return score, index, splits
+
+    score, index, splits = match_with(_config(shape, x, vector > 1, match_with))
+    moves = kind > 0
+    return _Search(
+        bank, queries, keys, snapshot, moved, moves, moves and (own or not release), scale, inverse, score, index, splits, vector
+    )
+
+
+def _merge(
+    search: _Search,
+    x: Tensor,
+    y: Tensor,
+    references: Tensor,
+    mask: Tensor | None,
+    matching: str,
+    alpha: Tensor | None = None,
+    threshold: Tensor | None = None,
+    keep: Tensor | None = None,
+    stats: Tensor | None = None,
+    cosine: Tensor | None = None,
+    index: Tensor | None = None,
+) -> None:
+    """Launch the merge into ``y``, or, without ``alpha``, into ``cosine`` and ``index``."""
+    references = references.contiguous()
+    in_place, x = y is x, _rows(x)
+    y = x if in_place else y
+    (B, T, D), K, M = x.shape, references.shape[1], search.bank.shape[1]
+    config, vector = tuning.merge_config(D, architecture(x.device)), search.vector
+    absent = references  # some pointer, not read
+    merge_kernel[triton.cdiv(T, config.rows), B](
+        x, y, search.bank, search.queries, search.keys, search.snapshot, search.moved, references, search.scale, search.inverse,
+        search.score, search.index,
+        *(absent if t is None else t for t in (mask, alpha, threshold, keep, stats, cosine, index)),
+        *(n for t in (x, y, search.bank, search.queries, search.keys) for n in _strides(t, vector)),
+        *((0, 0) if mask is None else mask.stride()), *((0, 0) if keep is None else keep.stride()),
+        0 if alpha is None else alpha.stride(0), B, K, T, M, D // vector, search.splits,
+        RELEASE=matching == "release", MERGE=alpha is not None, IN_PLACE=in_place, MASKED=mask is not None,
+        KEPT=keep is not None, COUNTED=stats is not None, KEYS_MOVE=search.keys_move, BANK_MOVES=search.bank_moves,
+        CAREFUL=x.dtype != torch.float16, VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=32,
+        BLOCK_K=min(32, config.block_d), num_warps=config.num_warps,
+    )  # fmt: skip
+
+
+_tuned: dict[tuple[tuning.Versions, str], tuning.MatchConfig] = {}
+
+
+def _config(
+    shape: tuning.Shape, x: Tensor, aligned: bool, match_with: Callable[[tuning.MatchConfig], object]
+) -> tuning.MatchConfig:
+    """The default configuration, or, where tuning was asked for, the fastest; measured once a device, kept on disk."""
+    cache = tuning.tuning_cache()
+    if cache is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return tuning.match_config(shape, x.itemsize, architecture(x.device), aligned)
+    key = versions(x.device), tuning.call_key(shape, x.itemsize, aligned)
+    if key not in _tuned:
+        _tuned[key] = tuning.tune(
+            shape, x.itemsize, architecture(x.device), aligned, key[0], cache, lambda c: milliseconds(lambda: match_with(c))
+        )
+    return _tuned[key]
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Median time of a call on the device, with a cold cache."""
+    return triton.testing.do_bench(call, return_mode="median")
+
+
+def _described(tensor: Tensor, rows: int, config: tuning.MatchConfig) -> Tensor | TensorDescriptor:
+    if not config.descriptors:
+        return tensor
+    R, M, D = tensor.shape
+    strides = [stride if n > 1 else M * D for n, stride in zip((R, M), tensor.stride(), strict=False)]  # of one: any will do
+    return TensorDescriptor(tensor, [R, M, D], [*strides, 1], [1, rows, config.block_k])
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor itself if its channels lie side by side, else a copy."""
+    return tensor if tensor.shape[-1] == 1 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _strides(tensor: Tensor, vector: int) -> tuple[int, int]:
+    return tensor.stride(0) // vector, tensor.stride(1) // vector
+
+
+def _vector(*tensors: Tensor) -> int:
+    """How many elements divide every row's address: as many as fill ``EXTENT`` bytes, or one.
+
+    Rows that are one row repeated count as unaligned: a descriptor cannot have a stride of zero.
+    """
+    vector = EXTENT // tensors[0].itemsize
+    for t in tensors:
+        strides = [stride for n, stride in zip(t.shape[:2], t.stride(), strict=False) if n > 1]
+        if t.data_ptr() % EXTENT or t.shape[2] % vector or any(stride % vector or stride == 0 for stride in strides):
+            return 1
+    return vector
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory spans of two tensors meet."""
+
+    def span(t: Tensor) -> tuple[int, int]:
+        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+        return t.data_ptr(), t.data_ptr() + (last + 1) * t.itemsize
+
+    (a0, a1), (b0, b1) = span(a), span(b)
+    return a0 < b1 and b0 < a1

@@ -1,0 +1,227 @@
+"""Search: the key of greatest cosine for every query, as a matrix product whose tiles are reduced where they are made.
+
+For ``paper`` matching the queries are source tokens and the keys reference tokens, for ``release`` the other way round.
+Only the keys' norms enter: that of the query changes no order. Every ``(row tile, split)`` leaves one candidate per query.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from negengine.kernels.triton.norms import CAREFUL, multiply
+
+NONE = tl.constexpr(-1)
+OUT_OF_RANGE = tl.constexpr(-2)  # in place of an index: a key has the weight CAREFUL
+
+
+@triton.jit
+def nth_updated(references, B, K, n):
+    """The ``n``-th image that has references, -1 if there are fewer: images without any take no part in the schedule."""
+    image, seen = -1, 0
+    for start in range(0, B, 128):
+        b = start + tl.arange(0, 128)
+        has = tl.zeros([128], tl.int32)
+        for slot in range(K):
+            has |= (tl.load(references + b * K + slot, mask=b < B, other=-1) >= 0).to(tl.int32)
+        rank = seen + tl.cumsum(has, 0)
+        image = tl.maximum(image, tl.max(tl.where((has > 0) & (rank == n + 1), b, -1), 0))
+        seen += tl.sum(has, 0)
+    return image
+
+
+@triton.jit
+def scores(
+    queries,
+    keys,
+    query_rows,
+    key_rows,
+    query_image,
+    key_image,
+    query_start,
+    key_start,
+    D,
+    DESCRIPTORS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+):
+    """``[BLOCK_M, BLOCK_N]`` products of queries and keys in float32."""
+    product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    if DESCRIPTORS:
+        for start in tl.range(0, D, BLOCK_K, warp_specialize=SPECIALIZE):
+            a = queries.load([query_image, query_start, start]).reshape(BLOCK_M, BLOCK_K)
+            b = keys.load([key_image, key_start, start]).reshape(BLOCK_N, BLOCK_K)
+            product = multiply(a, b.T, product)
+    else:
+        d = tl.arange(0, BLOCK_K)
+        left = query_rows[:, None] + d[None, :]
+        right = key_rows[None, :] + d[:, None]
+        for start in range(0, D, BLOCK_K):
+            if EVEN_K:
+                a = tl.load(left)
+                b = tl.load(right)
+            else:
+                a = tl.load(left, mask=(d < D - start)[None, :], other=0)
+                b = tl.load(right, mask=(d < D - start)[:, None], other=0)
+            product = multiply(a, b, product)
+            left += BLOCK_K
+            right += BLOCK_K
+    return product
+
+
+@triton.jit
+def fold(
+    product,
+    weight,
+    start,
+    offset,
+    M,
+    best,
+    index,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HALVINGS: tl.constexpr,
+):
+    """Best score and index of each row, with the keys ``start ...`` of an image taken in."""
+    if HALVINGS > 0:
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = product.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        best, index = fold(left, weight, start, offset, M, best, index, BLOCK_M, HALF, HALVINGS - 1)
+        best, index = fold(right, weight, start + HALF, offset, M, best, index, BLOCK_M, HALF, HALVINGS - 1)
+        return best, index
+    else:
+        column = start + tl.arange(0, BLOCK_N)
+        score = product * tl.load(weight + column, mask=column < M, other=float("nan"))[None, :]
+        top = tl.max(score, 1)
+        at = tl.min(tl.where(score == top[:, None], column[None, :], 2147483647), 1)
+        better = top > best  # strict: of equal scores the lower index stays
+        return tl.where(better, top, best), tl.where(better, offset + at, index)
+
+
+@triton.jit
+def search_tile(
+    queries,
+    keys,
+    references,
+    weight,
+    candidate_score,
+    candidate_index,
+    query_b,
+    query_t,
+    key_b,
+    key_t,
+    B,
+    K,
+    T,
+    M,
+    D,
+    splits,
+    span,
+    unit,
+    RELEASE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    HALVINGS: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+):
+    """Candidates of one row tile from ``span`` consecutive key tiles."""
+    row_tiles, key_tiles = tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
+    # units that run together share few row tiles and few key tiles, so that both stay in the cache
+    first = unit // (GROUP * splits) * GROUP
+    height = tl.minimum(B * row_tiles - first, GROUP)
+    within = unit % (GROUP * splits)
+    row_tile, split = first + within % height, within // height
+    image = nth_updated(references, B, K, row_tile // row_tiles)
+    if image >= 0:
+        query_start = row_tile % row_tiles * BLOCK_M
+        row = query_start + tl.arange(0, BLOCK_M)
+        query_image = image
+        if RELEASE:
+            query_image = tl.load(references + image * K)
+        query_rows = queries
+        if not DESCRIPTORS:
+            query_rows = queries + query_image.to(tl.int64) * query_b + tl.minimum(row, T - 1).to(tl.int64) * query_t
+        best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        index = tl.full([BLOCK_M], NONE, tl.int32)
+        careful = 0
+        for tile in range(split * span, tl.minimum((split + 1) * span, K * key_tiles)):
+            slot = tile // key_tiles
+            reference = tl.load(references + image * K + slot)
+            if reference >= 0:
+                key_image = reference
+                if RELEASE:
+                    key_image = image
+                key_start = tile % key_tiles * BLOCK_N
+                column = key_start + tl.arange(0, BLOCK_N)
+                token = tl.minimum(column, M - 1)
+                key_rows = keys
+                if not DESCRIPTORS:
+                    key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
+                product = scores(
+                    queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
+                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE,
+                )  # fmt: skip
+                careful |= tl.max((tl.load(weight + key_image * M + token) == CAREFUL).to(tl.int32), 0)
+                best, index = fold(product, weight + key_image * M, key_start, slot * M, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
+        out = (image * splits + split).to(tl.int64) * T + row
+        tl.store(candidate_score + out, best, mask=row < T)
+        tl.store(candidate_index + out, tl.where(careful > 0, OUT_OF_RANGE, index), mask=row < T)
+
+
+SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "splits", "span", "units"]
+
+
+@triton.jit(do_not_specialize=SIZES)
+def match_kernel(
+    queries,  # [B or R, T, D], pointer or descriptor
+    keys,  # [R or B, M, D], likewise
+    references,  # [B, K]
+    weight,  # [R or B, M], from norms_kernel
+    candidate_score,  # out [B, splits, T] float32
+    candidate_index,  # out [B, splits, T] int32: slot * M + token, NONE or OUT_OF_RANGE
+    query_b,
+    query_t,
+    key_b,
+    key_t,
+    B,
+    K,
+    T,
+    M,
+    D,
+    splits,
+    span,
+    units,
+    RELEASE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    VECTOR: tl.constexpr,  # strides and D count this many elements
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
+    SPECIALIZE: tl.constexpr,  # some warps load, others multiply
+):
+    """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
+    query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
+    key_b, key_t = key_b.to(tl.int64) * VECTOR, key_t.to(tl.int64) * VECTOR
+    if PERSISTENT:
+        for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+            search_tile(
+                queries, keys, references, weight, candidate_score, candidate_index,
+                query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
+                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE,
+            )  # fmt: skip
+    else:
+        search_tile(
+            queries, keys, references, weight, candidate_score, candidate_index,
+            query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
+            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE,
+        )  # fmt: skip

@@ -1,0 +1,288 @@
+"""Launch configurations: pure functions of shape, dtype and architecture; measured ones only where somebody asked for them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KIB = 1024
+WORKSPACE = 2 * 2**20  # bytes of candidates, at most
+WAVES = 4  # units of work per program that runs at once: fewer leave processors idle at the end
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a configuration depends on.
+
+    Attributes:
+        name: ``sm_90`` and the like, ``gfx942``, or ``interpreter``.
+        shared: bytes of shared memory that one block may have.
+        processors: multiprocessors or compute units.
+    """
+
+    name: str
+    shared: int
+    processors: int
+
+    @property
+    def descriptors(self) -> bool:
+        """Whether it has a tensor memory accelerator worth using."""
+        return self.name in ("sm_90", "sm_100")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call: ``B`` images of ``T`` queries against ``K`` images of ``M`` keys, ``D`` channels."""
+
+    B: int
+    K: int
+    T: int
+    M: int
+    D: int
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    halvings: int = 0  # of a tile before it is reduced
+    group: int = 8  # row tiles that share their key tiles in the cache
+    persistent: bool = False
+    descriptors: bool = False
+    specialize: bool = False
+
+    def shared(self, itemsize: int) -> int:
+        """Bytes of shared memory for the operands in flight."""
+        return (self.block_m + self.block_n) * self.block_k * itemsize * self.num_stages
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """Of the kernels that go through rows: norms and merge."""
+
+    rows: int
+    block_d: int
+    num_warps: int
+
+
+# Known devices; the shared memory is what a block may opt in to.
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        Architecture("sm_80", 163 * KIB, 108),
+        Architecture("sm_86", 99 * KIB, 84),
+        Architecture("sm_89", 99 * KIB, 128),
+        Architecture("sm_90", 227 * KIB, 132),
+        Architecture("sm_100", 227 * KIB, 148),
+        Architecture("sm_120", 99 * KIB, 170),
+        Architecture("gfx942", 64 * KIB, 304),
+    )
+}
+GENERIC = Architecture("generic", 48 * KIB, 64)
+INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
+
+# (large, small): the first where rows and keys fill its tiles often enough to occupy the device
+_HALF = {
+    "sm_80": (MatchConfig(128, 128, 64, 8, 4), MatchConfig(64, 128, 64, 4, 3)),
+    "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "sm_89": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "sm_90": (MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
+    "sm_100": (MatchConfig(256, 128, 64, 8, 4, halvings=2), MatchConfig(128, 128, 64, 4, 4, halvings=2)),
+    "sm_120": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
+    "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
+    "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
+}
+# rows that do not start on 16 bytes cannot be copied asynchronously: they pass through registers, entry by entry
+_UNALIGNED = MatchConfig(64, 64, 32, 4, 2)
+# float32 is multiplied as such, on the plain units of NVIDIA: bound by registers, not by the tile
+_SINGLE = {
+    "gfx942": (MatchConfig(128, 128, 32, 8, 2), MatchConfig(64, 64, 32, 4, 2)),
+}
+_SINGLE_DEFAULT = (MatchConfig(64, 64, 16, 4, 3), MatchConfig(64, 64, 16, 4, 3))
+
+
+def known_configs(itemsize: int, architecture: Architecture, aligned: bool) -> tuple[MatchConfig, MatchConfig]:
+    """For many tiles and for few.
+
+    Args:
+        itemsize: bytes of an element.
+        aligned: whether every row starts on 16 bytes.
+    """
+    if architecture == INTERPRETER:
+        return _HALF["interpreter"]
+    if itemsize == 4:
+        return _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
+    if not aligned:
+        return _UNALIGNED, _UNALIGNED
+    large, small = _HALF.get(architecture.name, _HALF["generic"])
+    if architecture.descriptors:
+        large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
+    return large, small
+
+
+def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool) -> MatchConfig:
+    """The configuration of the search: large tiles where there are enough of them to occupy the device."""
+    large, small = known_configs(itemsize, architecture, aligned)
+    tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
+    return large if tiles >= WAVES * architecture.processors else small
+
+
+def splits(shape: Shape, config: MatchConfig, architecture: Architecture) -> tuple[int, int]:
+    """Into how many parts the keys of a row tile are divided, and how many key tiles make a part."""
+    row_tiles = shape.B * -(-shape.T // config.block_m)
+    key_tiles = shape.K * -(-shape.M // config.block_n)
+    wanted = -(-WAVES * architecture.processors // row_tiles)
+    affordable = WORKSPACE // (8 * shape.B * shape.T)
+    span = -(-key_tiles // max(1, min(wanted, affordable, key_tiles)))
+    return -(-key_tiles // span), span
+
+
+def norms_config(D: int, itemsize: int, architecture: Architecture) -> RowsConfig:
+    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, 512 // itemsize), num_warps=4)
+
+
+def merge_config(D: int, architecture: Architecture) -> RowsConfig:
+    rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
+    return RowsConfig(rows=rows, block_d=_block_d(D, 256), num_warps=4)
+
+
+def _block_d(D: int, most: int) -> int:
+    return min(most, max(16, 1 << (D - 1).bit_length()))
+
+
+# --- tuning ------------------------------------------------------------------------------------------------------
+
+
+def candidates(itemsize: int, architecture: Architecture, aligned: bool) -> list[MatchConfig]:
+    """What tuning tries: the known tiles with fewer stages, other orders of the work, and warps that only load."""
+    found = []
+    for base in known_configs(itemsize, architecture, aligned):
+        for stages, group in itertools.product((base.num_stages, base.num_stages - 1), (8, 4, 16)):
+            config = dataclasses.replace(base, num_stages=max(stages, 1), group=group)
+            found.append(config)
+            if config.descriptors:
+                found.append(dataclasses.replace(config, persistent=False))
+                if architecture.name == "sm_100" and config.block_m == 128:  # at 256 rows it spills
+                    found.append(dataclasses.replace(config, specialize=True))
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What a measurement is valid for."""
+
+    device: str
+    torch: str
+    triton: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.device} torch {self.torch} triton {self.triton}"
+
+
+class Cache:
+    """Tuned configurations in one JSON file. Several processes may read and write it at once.
+
+    A reader sees a whole file, old or new; a writer holds a lock while it adds to what is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def get(self, versions: Versions, call: str) -> MatchConfig | None:
+        """The configuration stored for a call, None if there is none or it is not one that this version knows."""
+        entry = self._read().get(versions.key, {}).get(call)
+        try:
+            return None if entry is None else MatchConfig(**entry)
+        except TypeError:
+            return None
+
+    def put(self, versions: Versions, call: str, config: MatchConfig) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            entries = self._read()
+            entries.setdefault(versions.key, {})[call] = dataclasses.asdict(config)
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(entries, file, indent=1, sort_keys=True)
+                os.replace(name, self.path)
+            except BaseException:
+                os.unlink(name)
+                raise
+
+    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
+        try:
+            entries = json.loads(self.path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        return entries if isinstance(entries, dict) else {}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        import fcntl  # where there is Triton, there is this
+
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def call_key(shape: Shape, itemsize: int, aligned: bool) -> str:
+    """Tuned for powers of two of the sizes: near shapes share a configuration."""
+    B, T, M = ((n - 1).bit_length() if n else 0 for n in (shape.B, shape.T, shape.M))
+    return f"B{1 << B} K{shape.K} T{1 << T} M{1 << M} D{shape.D} bytes{itemsize} aligned{int(aligned)}"
+
+
+def tune(
+    shape: Shape,
+    itemsize: int,
+    architecture: Architecture,
+    aligned: bool,
+    versions: Versions,
+    cache: Cache,
+    milliseconds: Callable[[MatchConfig], float],
+) -> MatchConfig:
+    """The stored configuration for a call, or else the fastest candidate by ``milliseconds``, which is then stored."""
+    call = call_key(shape, itemsize, aligned)
+    config = cache.get(versions, call)
+    if config is None:
+        config = min(candidates(itemsize, architecture, aligned), key=milliseconds)
+        cache.put(versions, call, config)
+    return config
+
+
+def tuning_cache() -> Cache | None:
+    """Where tuned configurations are kept; None unless ``NEGENGINE_TUNE`` is set to ``1`` or to a file's path."""
+    setting = os.environ.get("NEGENGINE_TUNE", "")
+    if setting in ("", "0"):
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Cache(home / "negengine" / "triton.json" if setting == "1" else Path(setting))
+
+
+@functools.cache
+def architecture_of(capability: tuple[int, int] | str, shared: int, processors: int) -> Architecture:
+    """The architecture of a device: its compute capability or gfx name decides the configuration, its sizes the splits."""
+    if isinstance(capability, str):
+        name = capability.split(":")[0]
+    else:
+        major, minor = capability
+        name = {12: "sm_120", 10: "sm_100"}.get(major, f"sm_{major}{minor}")  # within these, all minors are alike
+        if name == "sm_87":
+            name = "sm_80" if shared >= ARCHITECTURES["sm_80"].shared else "sm_86"
+    known = ARCHITECTURES.get(name)
+    if known is None or known.shared > shared:
+        return Architecture("generic", shared, processors)
+    return Architecture(name, shared, processors)

@@ -1,0 +1,83 @@
+"""The ``triton`` backend: fused kernels on GPUs; under Triton's interpreter, on CPU tensors too."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from negengine.ops.registry import Backend, register_backend
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+SEARCHES = ("auto", "exact")
+OLDEST = (8, 0)  # compute capability
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def _missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "needs Triton, which is not installed"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "needs a GPU, and torch finds none"
+    return None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return None if torch.version.hip else torch.cuda.get_device_capability(device)
+
+
+def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | None:
+    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
+        return f"runs on GPUs, not on {device.type}"
+    if dtype not in DTYPES:
+        return f"takes float16, bfloat16 and float32, not {dtype}"
+    if search not in SEARCHES:
+        return f"has no search={search!r}, only {' and '.join(map(repr, SEARCHES))}"
+    capability = _capability(device) if device.type == "cuda" else None
+    if capability is not None and capability < OLDEST:
+        return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}, {device} has {capability[0]}.{capability[1]}"
+    return None
+
+
+def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
+    from negengine.kernels.triton import launch
+
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        return launch.match(x, bank, references, mask, matching)
+
+
+def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
+    from negengine.kernels.triton import launch
+
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        return launch.merge(x, bank, references, index, gate, alpha)
+
+
+def _fused(
+    x: Tensor,
+    y: Tensor,
+    bank: Tensor,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    stats: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+) -> None:
+    from negengine.kernels.triton import launch
+
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching)
+
+
+register_backend(Backend("triton", missing=_missing, refuses=_refuses, match=_match, merge=_merge, fused=_fused))

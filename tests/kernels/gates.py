@@ -1,0 +1,261 @@
+"""Compile the Triton kernels for devices that are not here, and read what the compiler says of them.
+
+Run as a script, it compiles everything that a configuration can choose and writes the table of docs/kernels-triton.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from negengine.kernels.triton import tuning
+from negengine.kernels.triton.match import match_kernel
+from negengine.kernels.triton.merge import apply_kernel, merge_kernel
+from negengine.kernels.triton.norms import norms_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+DTYPES = ("fp16", "bf16", "fp32")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
+BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
+POINTERS = {  # what each pointer points to, where it is not the dtype of x
+    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32",
+    "scale": "fp32", "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
+    "mask": "i1", "keep": "i1", "gate": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",
+}  # fmt: skip
+TENSORS = {"x", "y", "bank", "queries", "keys", "snapshot"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation: a kernel with its constants and launch options, for an architecture."""
+
+    kernel: str
+    architecture: str
+    dtype: str
+    constants: tuple[tuple[str, int | bool], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def settings(self) -> dict[str, int | bool]:
+        return dict(self.constants)
+
+    def __str__(self) -> str:
+        flags = [f"stages{self.num_stages}"] if self.kernel == "match" else []
+        flags += [name.lower() for name, value in self.constants if value is True]
+        tile = "x".join(str(self.settings[f"BLOCK_{n}"]) for n in "MNK" if f"BLOCK_{n}" in self.settings)
+        return "-".join(filter(None, [self.kernel, self.architecture, self.dtype, tile, *flags]))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler reports. ``spilled`` counts bytes a thread."""
+
+    registers: int
+    spilled: int
+    shared: int
+    instruction: str
+
+
+KERNELS = {"norms": norms_kernel, "match": match_kernel, "merge": merge_kernel, "apply": apply_kernel}
+
+
+def variants(architecture: str, everything: bool) -> Iterator[Variant]:
+    """What a call can launch; of the flags that change little, without ``everything`` only the heaviest combination."""
+    both = (False, True)
+    device = tuning.ARCHITECTURES[architecture]
+    for dtype in DTYPES if everything else ("bf16", "fp32"):
+        itemsize = 4 if dtype == "fp32" else 2
+        configs = tuning.candidates if everything else tuning.known_configs
+        found = dict.fromkeys(
+            (aligned, dataclasses.replace(config, group=8))  # which changes no instruction
+            for aligned in both
+            for config in configs(itemsize, device, aligned)
+        )
+        for aligned, config in found:
+            for release in both if everything else (False,):
+                for even in both if everything else (True,):
+                    constants = {
+                        "RELEASE": release, "DESCRIPTORS": config.descriptors, "PERSISTENT": config.persistent,
+                        "EVEN_K": even, "VECTOR": 16 // itemsize if aligned else 1, "BLOCK_M": config.block_m,
+                        "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": config.group,
+                        "HALVINGS": config.halvings, "SPECIALIZE": config.specialize,
+                    }  # fmt: skip
+                    yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
+        rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, itemsize, device)
+        common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
+        for release in both:
+            constants = {"RELEASE": release, "MASKED": True, "SNAPSHOT": 1, **common, "ROWS": norms.rows, "BLOCK_D": norms.block_d}
+            yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
+            for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
+                moves = merge and in_place
+                constants = {
+                    "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
+                    "KEYS_MOVE": moves, "BANK_MOVES": moves, "CAREFUL": dtype != "fp16", **common, "BLOCK_N": 32, "BLOCK_K": 32,
+                }  # fmt: skip
+                yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
+        if everything:
+            yield _variant("apply", architecture, dtype, common, rows.num_warps, 3)
+
+
+def _variant(kernel: str, architecture: str, dtype: str, constants: dict[str, int | bool], warps: int, stages: int) -> Variant:
+    return Variant(kernel, architecture, dtype, tuple(constants.items()), warps, stages)
+
+
+def _signature(variant: Variant) -> dict[str, str]:
+    settings = variant.settings
+    types = {}
+    for name in KERNELS[variant.kernel].arg_names:
+        if name in settings:
+            types[name] = "constexpr"
+        elif name in POINTERS:
+            types[name] = "*" + POINTERS[name]
+        elif name in TENSORS:
+            types[name] = "*" + variant.dtype
+            if settings.get("DESCRIPTORS"):
+                rows = settings["BLOCK_M" if name == "queries" else "BLOCK_N"]
+                types[name] = f"tensordesc<{variant.dtype}[1, {rows}, {settings['BLOCK_K']}]>"
+        else:
+            types[name] = "i32"
+    return types
+
+
+def target_of(architecture: str) -> GPUTarget:
+    if architecture.startswith("gfx"):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+
+
+def compiled(variant: Variant) -> Compiled:
+    kernel = KERNELS[variant.kernel]
+    types = _signature(variant)
+    aligned = [["tt.divisibility", 16]]
+    attributes = {(i,): aligned for i, name in enumerate(kernel.arg_names) if types[name].startswith("*")}
+    source = ASTSource(kernel, types, variant.settings, attributes)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    out = triton.compile(source, target=target_of(variant.architecture), options=options)
+    if variant.architecture.startswith("gfx"):
+        return _read_amd(out)
+    return _read_nvidia(out, variant.architecture)
+
+
+def _read_nvidia(out: triton.compiler.CompiledKernel, architecture: str) -> Compiled:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(out.asm["cubin"])
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
+    ptx = out.asm["ptx"]
+    spilled = _spills(ptx, architecture) if stack else 0
+    instruction = next((name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx), "fma")
+    return Compiled(registers, spilled, out.metadata.shared, instruction)
+
+
+def _spills(ptx: str, architecture: str) -> int:
+    """Bytes of spill stores: a stack may also be there for the slow path of a division or a square root."""
+    tool = triton.knobs.nvidia.ptxas_blackwell if architecture in ("sm_100", "sm_120") else triton.knobs.nvidia.ptxas
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        target = re.findall(r"\.target (\w+)", ptx)[0]
+        command = [tool.path, "-v", f"--gpu-name={target}", source, "-o", Path(folder) / "kernel.cubin"]
+        run = subprocess.run(command, capture_output=True, text=True)
+    said = run.stdout + run.stderr
+    if run.returncode:
+        raise RuntimeError(said)
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+
+
+def _read_amd(out: triton.compiler.CompiledKernel) -> Compiled:
+    text = out.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", text)[-1])
+
+    return Compiled(
+        number("vgpr_count") + number("agpr_count"),
+        number("private_segment_fixed_size"),
+        out.metadata.shared,
+        "mfma" if "v_mfma" in text else "fma",
+    )
+
+
+def expected(variant: Variant) -> str:
+    """The matrix instruction that a search of this dtype must use."""
+    if variant.architecture == "gfx942":
+        return "mfma"
+    if variant.dtype == "fp32":
+        return "fma"
+    return {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}.get(variant.architecture, "mma.sync")
+
+
+def complaints(variant: Variant, result: Compiled) -> list[str]:
+    """What is wrong with a compilation."""
+    found = []
+    if result.spilled:
+        found.append(f"spills {result.spilled} bytes")
+    if result.shared > tuning.ARCHITECTURES[variant.architecture].shared:
+        found.append(f"takes {result.shared} bytes of shared memory")
+    if variant.kernel == "match" and result.instruction != expected(variant):
+        found.append(f"uses {result.instruction}, not {expected(variant)}")
+    return found
+
+
+def table(results: dict[Variant, Compiled]) -> str:
+    lines = [
+        f"Triton {triton.__version__}. Registers a thread (on gfx942 vector and accumulation registers together), bytes of spills a"
+        " thread, bytes of shared memory a block; of variants that differ in flags only, the heaviest.\n",
+        "| kernel | architecture | dtype | tile | warps | stages | descriptors | registers | spills | shared | instruction |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows: dict[tuple[str, ...], list[Compiled]] = {}
+    for variant, result in results.items():
+        tile = " x ".join(str(variant.settings[n]) for n in ("BLOCK_M", "BLOCK_N", "BLOCK_K") if n in variant.settings)
+        if variant.kernel != "match":
+            tile = f"{variant.settings['ROWS']} x {variant.settings['BLOCK_D']}"
+        descriptors = "yes" if variant.settings.get("DESCRIPTORS") else "no"
+        launch = (str(variant.num_warps), str(variant.num_stages), descriptors)
+        key = (variant.kernel, variant.architecture, variant.dtype, tile, *launch)
+        rows.setdefault(key, []).append(result)
+    for key, found in rows.items():
+        worst = [max(getattr(r, f.name) for r in found) for f in dataclasses.fields(Compiled)]
+        lines.append(f"| {' | '.join([*key, *map(str, worst)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", nargs="*", default=[*tuning.ARCHITECTURES])
+    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--some", action="store_true", help="only what the tests compile")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.name}")
+    arguments = parser.parse_args()
+    names = arguments.architecture
+    todo = list(dict.fromkeys(v for a in names for v in variants(a, not arguments.some) if arguments.only in str(v)))
+    results, bad = {}, 0
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for variant, result in zip(todo, pool.map(compiled, todo), strict=True):
+            results[variant] = result
+            wrong = complaints(variant, result)
+            bad += bool(wrong)
+            print(variant, result, *wrong, flush=True)
+    if arguments.write:
+        before, rest = DOCUMENT.read_text().split(BEGIN)
+        DOCUMENT.write_text(before + BEGIN + table(results) + END + rest.split(END)[1])
+    return min(bad, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

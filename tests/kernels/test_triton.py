@@ -1,0 +1,262 @@
+"""What the contract does not see of the Triton kernels: schedules, variants, copies, launches.
+
+On a GPU they run as they are. Elsewhere the last test starts this file and the contract again under Triton's interpreter,
+which has to be chosen before Triton is imported.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton.language as tl
+from negengine.kernels.triton import launch, norms, tuning
+from negengine.kernels.triton.match import nth_updated
+
+from negengine import ops
+from negengine.ops import registry
+from negengine.reference import group_references
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "ops"))
+from contract import check_match, same_bits, tokens  # noqa: E402
+
+GPU, INTERPRETED = torch.cuda.is_available(), norms.INTERPRETED.value
+DEVICE = "cuda" if GPU and not INTERPRETED else "cpu"
+if DEVICE == "cuda":
+    pytestmark = pytest.mark.gpu
+RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or the interpreter; the last test starts it")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+
+
+def batch(dtype=torch.float32, B=3, T=70, D=40, kind="near", seed=1):
+    return tokens(kind, B, T, D, seed, dtype, DEVICE)
+
+
+def outcome(x, table, matching="paper", bank=None):
+    match = torch.ops.negengine.match(x, bank, table, None, matching, "auto", "triton")
+    return *match, ops.negtome_(x.clone(), table, 0.9, 0.3, bank=bank, matching=matching, backend="triton")
+
+
+def table_of(rows):
+    return torch.tensor(rows, dtype=torch.int32, device=DEVICE)
+
+
+def needs_descriptors():
+    if DEVICE == "cuda" and not launch.architecture(torch.device("cuda")).descriptors:
+        pytest.skip("this device has no tensor memory accelerator")
+
+
+def change(monkeypatch, **settings):
+    choose = tuning.match_config
+    monkeypatch.setattr(tuning, "match_config", lambda *a: dataclasses.replace(choose(*a), **settings))
+
+
+@RUNS
+@DTYPES
+@pytest.mark.parametrize("matching", ["paper", "release"])
+def test_every_split_gives_the_same_bits(dtype, matching, monkeypatch):
+    x, table = batch(dtype), table_of([[-1, -1], [2, 0], [0, 1]] if matching == "paper" else [[-1], [0], [0]])
+    found = []
+    for span in (1, 2, 3, 100):
+
+        def splits(shape, config, architecture, span=span):
+            tiles = shape.K * -(-shape.M // config.block_n)
+            return -(-tiles // span), span
+
+        monkeypatch.setattr(tuning, "splits", splits)
+        found.append(outcome(x, table, matching))
+    for other in found[1:]:
+        assert all(same_bits(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@RUNS
+@pytest.mark.parametrize("variant", [{"persistent": True}, {"descriptors": True}, {"halvings": 2}, {"group": 1}], ids=str)
+def test_variants_give_the_same_bits(variant, monkeypatch):
+    if "descriptors" in variant:
+        needs_descriptors()
+    x, table = batch(torch.float16), table_of([[-1, -1], [2, -1], [0, 1]])
+    plain = outcome(x, table)
+    change(monkeypatch, **variant)
+    assert all(same_bits(a, b) for a, b in zip(plain, outcome(x, table), strict=True))
+
+
+@RUNS
+@pytest.mark.parametrize("span", [1, 100])
+def test_of_equal_rows_the_first_slot_and_token_win(span, monkeypatch):
+    monkeypatch.setattr(tuning, "splits", lambda shape, config, _: (-(-shape.K * -(-shape.M // config.block_n) // span), span))
+    x = torch.ones(3, 70, 16, device=DEVICE)
+    _, index = torch.ops.negengine.match(x, None, table_of([[-1, -1], [-1, 0], [2, 0]]), None, "paper", "auto", "triton")
+    assert index.unique(dim=1).tolist() == [[-1], [70], [0]]
+
+
+@RUNS
+@DTYPES
+@pytest.mark.parametrize("matching", ["paper", "release"])
+def test_magnitudes_mixed_in_one_image(dtype, matching):
+    x, r = batch(dtype, 1, 70, 33, "normal"), batch(dtype, 1, 70, 33, "normal", 2)[0]
+    exponents = [-12, 0, 6] if dtype == torch.float16 else [-100, -50, -40, 0, 40, 50, 100]
+    for t, step in ((x[0], 1), (r, 3)):
+        for i in range(0, 70, step):
+            t[i] *= 2.0 ** exponents[i % len(exponents)]
+    cosine, index = ops.match(x, r, matching=matching, backend="triton")
+    check_match(x[0].cpu(), r.cpu(), None, matching, cosine[0].cpu(), index[0].cpu(), 1e-6)
+
+
+@RUNS
+@pytest.mark.parametrize("mode,moved", [("first", [0, 0, 0]), ("previous", [0, 1, 0]), ("others", [1, 1, 1])])
+def test_only_images_that_are_read_and_written_are_copied(mode, moved):
+    x = batch()
+    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", x)
+    assert search.keys is x
+    assert search.moved.tolist() == moved
+    for image in range(3):
+        if moved[image]:
+            assert same_bits(search.snapshot[image], x[image])
+    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", torch.empty_like(x))
+    assert search.snapshot is x
+
+
+@RUNS
+def test_at_most_three_launches(monkeypatch):
+    launches = []
+    for name in ("norms_kernel", "match_kernel", "merge_kernel"):
+        kernel = getattr(launch, name)
+
+        class Counted:
+            def __init__(self, kernel, name):
+                self.kernel, self.name = kernel, name
+
+            def __getitem__(self, grid):
+                launches.append(self.name)
+                return self.kernel[grid]
+
+        monkeypatch.setattr(launch, name, Counted(kernel, name))
+    x, stats = batch(), torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    for mode in ("first", "others"):
+        launches.clear()
+        ops.negtome_(x, group_references(mode, 3, 3).to(DEVICE), 0.9, 0.3, stats=stats, backend="triton")
+        assert launches == ["norms_kernel", "match_kernel", "merge_kernel"]
+    launches.clear()
+    ops.negtome_(x, table_of([[-1], [0], [1]]), 0.9, 0.3, matching="release", backend="triton")
+    assert len(launches) == 3
+
+
+@launch.triton.jit
+def _ordinals(out, references, B, K, COUNT: tl.constexpr):
+    for n in range(COUNT):
+        tl.store(out + n, nth_updated(references, B, K, n))
+
+
+@RUNS
+def test_images_without_references_take_no_part():
+    table = table_of([[-1, -1], [-1, 3]] * 100 + [[2, -1]])
+    out = torch.empty(110, dtype=torch.int32, device=DEVICE)
+    _ordinals[(1,)](out, table, 201, 2, 110)
+    assert out.tolist() == [*range(1, 201, 2), 200] + [-1] * 9
+
+
+@RUNS
+@DTYPES
+def test_the_merge_alone_is_that_of_the_whole_call(dtype):
+    x, bank, table = batch(dtype), batch(dtype, 2, 50, 40, "near", 3), table_of([[1, 0], [-1, -1], [0, -1]])
+    cosine, index, y = outcome(x, table, bank=bank)
+    alpha = torch.full((3,), 0.9, dtype=torch.float64, device=DEVICE)
+    assert same_bits(registry._BACKENDS["triton"].merge(x, bank, table, index, (index >= 0) & (cosine > 0.3), alpha), y)
+
+
+@RUNS
+@pytest.mark.skipif(DEVICE == "cuda", reason="takes too much memory there")
+def test_offsets_beyond_32_bits():
+    """Two images over 2**31 elements apart; the memory between them is never touched."""
+    x = torch.empty(2**31 + 2**12, dtype=torch.float16).as_strided((2, 20, 16), (2**31, 16, 1))
+    x.copy_(batch(torch.float16, 2, 20, 16))
+    near = x.contiguous()
+    ops.negtome_(x, table_of([[-1], [0]]), 0.9, 0.0, backend="triton")
+    assert same_bits(x.contiguous(), ops.negtome_(near, table_of([[-1], [0]]), 0.9, 0.0, backend="triton"))
+
+
+@RUNS
+def test_rows_that_are_not_contiguous():
+    x, r = batch(), batch(seed=2)[0].T.contiguous().T
+    found, expected = (ops.match(x, t, backend="triton") for t in (r, r.contiguous()))
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@RUNS
+def test_in_place_where_channels_do_not_lie_side_by_side():
+    x, table = batch(), table_of([[-1], [0], [1]])
+    apart = x.transpose(1, 2).contiguous().transpose(1, 2)
+    ops.negtome_(apart, table, 0.9, 0.3, backend="triton")
+    assert same_bits(apart, ops.negtome_(x, table, 0.9, 0.3, backend="triton"))
+
+
+@RUNS
+@pytest.mark.parametrize("B,T,D", [(1, 1, 8), (1, 70, 8), (2, 1, 8), (1, 70, 1), (2, 3, 513)])
+def test_single_images_tokens_and_channels(B, T, D, monkeypatch):
+    x, table = batch(torch.float16, B, T, D), table_of([[0]] * B)
+    plain = outcome(x, table)
+    torch.testing.assert_close(plain[0], ops.match(x, x[0], backend="torch")[0], rtol=0, atol=2e-6)
+    if D % 8 == 0:
+        needs_descriptors()
+        change(monkeypatch, descriptors=True)
+        assert all(same_bits(a, b) for a, b in zip(plain, outcome(x, table), strict=True))
+
+
+@RUNS
+def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
+    x, table = batch(), table_of([[-1], [0], [0]])
+    expected, measured = outcome(x, table), []
+
+    def milliseconds(call):
+        call()
+        measured.append(call)
+        return -len(measured)  # the last is the fastest
+
+    monkeypatch.setattr(launch, "milliseconds", milliseconds)
+    monkeypatch.setattr(launch, "versions", lambda device: tuning.Versions("a device", "1", "2"))
+    monkeypatch.setattr(launch, "_tuned", {})
+    monkeypatch.setenv("NEGENGINE_TUNE", str(tmp_path / "cache.json"))
+    assert all(same_bits(a, b) for a, b in zip(expected, outcome(x, table), strict=True))
+    count = len(measured)
+    assert count > 1
+    launch._tuned.clear()  # as another process would
+    assert all(same_bits(a, b) for a, b in zip(expected, outcome(x, table), strict=True))
+    assert len(measured) == count
+
+
+@RUNS
+def test_what_it_refuses():
+    with pytest.raises(RuntimeError, match=r"triton: takes float16, bfloat16 and float32, not torch.float64"):
+        ops.match(batch(torch.float64), batch(torch.float64)[0], backend="triton")
+    with pytest.raises(RuntimeError, match=r"triton: has no search='int8'"):
+        ops.match(batch(), batch()[0], backend="triton", search="int8")
+
+
+@pytest.mark.skipif(GPU or INTERPRETED, reason="the tests above run by themselves")
+def test_without_a_gpu_it_says_so():
+    assert ops.backends()["triton"] == "needs a GPU, and torch finds none"
+
+
+@pytest.mark.skipif(GPU or INTERPRETED, reason="runs the tests under the interpreter where they could not run otherwise")
+@pytest.mark.parametrize(
+    "files,which",
+    [
+        (["tests/kernels/test_triton.py"], "test"),
+        (["tests/ops/test_contract.py"], "triton-cpu and exact"),
+        (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py"], "triton-cpu"),
+        (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
+    ],
+    ids=["kernels", "contract", "in_place", "determinism"],
+)
+def test_under_the_interpreter(files, which):
+    environment = os.environ | {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "6", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-k", which, *files]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

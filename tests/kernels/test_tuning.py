@@ -1,0 +1,117 @@
+"""Launch configurations and the cache of tuned ones; none of it needs a GPU."""
+
+import dataclasses
+import multiprocessing
+
+import pytest
+
+pytest.importorskip("triton")
+
+from negengine.kernels.triton import tuning
+from negengine.kernels.triton.tuning import ARCHITECTURES, MatchConfig, Shape, Versions
+
+FLUX, SDXL = Shape(4, 1, 4096, 4096, 3072), Shape(4, 1, 1024, 1024, 1280)
+HERE = Versions("a device", "2.13", "3.9")
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), tuning.GENERIC], ids=lambda a: a.name)
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("shape", [FLUX, SDXL, Shape(1, 1, 1, 1, 1), Shape(64, 3, 16384, 16384, 64)], ids=str)
+def test_a_configuration_fits_and_its_splits_cover_the_keys(architecture, itemsize, shape):
+    for aligned in (False, True):
+        config = tuning.match_config(shape, itemsize, architecture, aligned)
+        assert config.shared(itemsize) <= architecture.shared
+        assert config.descriptors <= (aligned and architecture.descriptors)
+        splits, span = tuning.splits(shape, config, architecture)
+        tiles = shape.K * -(-shape.M // config.block_n)
+        assert (splits - 1) * span < tiles <= splits * span
+        assert splits == 1 or 8 * shape.B * shape.T * splits <= tuning.WORKSPACE
+
+
+def test_work_for_every_processor():
+    for shape in (FLUX, SDXL):
+        device = ARCHITECTURES["sm_90"]
+        config = tuning.match_config(shape, 2, device, True)
+        splits, _ = tuning.splits(shape, config, device)
+        assert 3 * -(-shape.T // config.block_m) * splits >= device.processors  # image 0 of four has no reference
+
+
+def test_configurations_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tuning.match_config(FLUX, 2, tuning.GENERIC, False).block_m = 1
+
+
+@pytest.mark.parametrize(
+    "capability,shared,name",
+    [
+        ((8, 0), 163, "sm_80"), ((8, 6), 99, "sm_86"), ((8, 9), 99, "sm_89"), ((9, 0), 227, "sm_90"), ((10, 0), 227, "sm_100"),
+        ((10, 3), 227, "sm_100"),
+        ((12, 0), 99, "sm_120"), ((12, 1), 99, "sm_120"), ((8, 7), 163, "sm_80"), ((13, 0), 300, "generic"),
+        ((9, 0), 100, "generic"), ("gfx942:sramecc+:xnack-", 64, "gfx942"), ("gfx1100", 64, "generic"),
+    ],
+)  # fmt: skip
+def test_architecture_of_a_device(capability, shared, name):
+    found = tuning.architecture_of(capability, shared * 1024, 77)
+    assert (found.name, found.processors) == (name, 77)
+
+
+def test_tuning_measures_once_and_remembers(tmp_path):
+    cache, seen = tuning.Cache(tmp_path / "deep" / "cache.json"), []
+
+    def milliseconds(config):
+        seen.append(config)
+        return config.block_m + config.num_stages
+
+    arguments = (FLUX, 2, ARCHITECTURES["sm_90"], True)
+    best = tuning.tune(*arguments, HERE, cache, milliseconds)
+    assert best == min(seen, key=lambda c: c.block_m + c.num_stages)
+    assert all(c.shared(2) <= ARCHITECTURES["sm_90"].shared for c in seen)
+    count = len(seen)
+    assert tuning.tune(*arguments, HERE, cache, milliseconds) == best
+    assert len(seen) == count
+    for other in ("device", "torch", "triton"):
+        assert cache.get(dataclasses.replace(HERE, **{other: "another"}), tuning.call_key(FLUX, 2, True)) is None
+
+
+def test_a_cache_that_cannot_be_read_is_empty(tmp_path):
+    cache = tuning.Cache(tmp_path / "cache.json")
+    config = MatchConfig(64, 64, 64, 4, 3)
+    for text in ("", "[]", '{"half": '):
+        cache.path.write_text(text)
+        assert cache.get(HERE, "call") is None
+        cache.put(HERE, "call", config)
+        assert cache.get(HERE, "call") == config
+    cache.path.write_text(f'{{"{HERE.key}": {{"call": {{"of another version": 1}}}}}}')
+    assert cache.get(HERE, "call") is None
+
+
+def _write(path, name):
+    for i in range(25):
+        tuning.Cache(path).put(HERE, f"{name} {i}", MatchConfig(i + 1, 64, 64, 4, 3))
+
+
+def test_two_processes_write_at_once(tmp_path):
+    path = tmp_path / "cache.json"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    cache = tuning.Cache(path)
+    assert all(cache.get(HERE, f"{name} {i}") == MatchConfig(i + 1, 64, 64, 4, 3) for name in "ab" for i in range(25))
+    assert {p.name for p in tmp_path.iterdir()} == {"cache.json", "cache.lock"}
+
+
+def test_tuning_is_opt_in(monkeypatch, tmp_path):
+    for setting in (None, "", "0"):
+        monkeypatch.delenv("NEGENGINE_TUNE", raising=False)
+        if setting is not None:
+            monkeypatch.setenv("NEGENGINE_TUNE", setting)
+        assert tuning.tuning_cache() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NEGENGINE_TUNE", "1")
+    assert tuning.tuning_cache().path == tmp_path / "negengine" / "triton.json"
+    monkeypatch.setenv("NEGENGINE_TUNE", str(tmp_path / "mine.json"))
+    assert tuning.tuning_cache().path == tmp_path / "mine.json"
