@@ -42,9 +42,9 @@ gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, P
 	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
 
 fuzz: ## the C interface under sanitizers, SECONDS_EACH of arbitrary calls under each; needs CMake
-	for s in address,undefined thread; do \
-	  cmake -S . -B build/$$s -DNEGENGINE_SANITIZE=$$s && cmake --build build/$$s -j && \
-	  build/$$s/negengine_driver 200 && build/$$s/negengine_fuzz $(SECONDS_EACH) $$(date +%s) || exit 1; done
+	for s in address,undefined thread; do b=build/$${s%,*}; \
+	  cmake -S . -B $$b -DNEGENGINE_SANITIZE=$$s && cmake --build $$b -j && \
+	  $$b/negengine_driver 200 && $$b/negengine_fuzz $(SECONDS_EACH) $$(date +%s) || exit 1; done
 
 lint: install ## ruff and mypy
 	$(PY) -m ruff check .
