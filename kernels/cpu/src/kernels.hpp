@@ -32,6 +32,8 @@ struct TileCall {
   int64_t words;
   const float* weight;    // [columns]: makes a product a cosine, but for the row's own factor; NaN: never to be chosen
   const int32_t* offset;  // [columns]: subtracted from an int8 product
+  const float* constant;  // [columns] and
+  const float* shift;     // [rows]: their product is added to an int8 value, for what centring took away
   int32_t first_column;
   Candidates* candidates;  // one for each row
 };
@@ -41,11 +43,20 @@ struct Tile {
   void (*run)(const TileCall&);
 };
 
+// A row subtracted from every other before it is rounded: what all tokens share needs no bits.
+struct Centre {
+  const float* direction;  // padded with zeros to a multiple of 16
+  float size;              // how much of it is subtracted from the row times its scale
+};
+
+// All of the row times its scale, after centring.
 struct Quantised {
-  float step;     // value = step * integer, for the row times its scale
-  int32_t sum;    // of the integers
-  double error2;  // squared norm of what rounding took, of the row times its scale
-  double lost;    // of the same, norm of the channels that became zero, times the root of their share among all
+  float step;        // value = step * integer
+  int32_t sum;       // of the integers
+  double norm2;      // squared norm
+  double projection; // product with the direction of the centre
+  double error2;     // squared norm of what rounding took
+  double lost;       // norm of the channels that became zero, times the root of their share among all
 };
 
 struct Kernels {
@@ -57,8 +68,8 @@ struct Kernels {
   // scale * row as float32 or bfloat16 (returns the squared norm of what rounding took), padded with zeros to n_padded
   void (*to_f32[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, float* out);
   double (*to_bf16[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, uint16_t* out);
-  // scale * row as integers -127 ... 127 plus `zero`
-  Quantised (*to_int8[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, int zero, uint8_t* out);
+  // scale * row - centre as integers -127 ... 127 plus `zero`
+  Quantised (*to_int8[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, Centre centre, int zero, uint8_t* out);
   // y = one_plus * x - minus * r in float32, rounded once
   void (*extrapolate[kDTypes])(const void* x, const void* r, void* y, int64_t n, float one_plus, float minus);
 };

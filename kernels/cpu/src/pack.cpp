@@ -1,5 +1,6 @@
 #include "pack.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -84,16 +85,18 @@ bool Words::readable(const char* token, double scale) const {
   return direct_ && scale == 1 && reinterpret_cast<uintptr_t>(token) % sizeof(Word) == 0;
 }
 
-Words::Row Words::read(const char* token, double scale, int zero, Word* scratch) const {
-  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), {1, 0, 0, 0}};
-  Quantised quantised = {1, 0, 0, 0};
+Words::Row Words::read(const char* token, double norm, const float* direction, int zero, Word* scratch) const {
+  const double scale = comfortable(norm);
+  Quantised quantised = {1, 0, scale * norm * scale * norm, 0, 0, 0};
+  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), quantised};
   const int64_t padded = words_ * channels_per_word(format_);
   if (format_ == Format::f32)
     kernels_.to_f32[dtype_](token, channels_, padded, scale, reinterpret_cast<float*>(scratch));
   else if (format_ == Format::bf16)
     quantised.error2 = kernels_.to_bf16[dtype_](token, channels_, padded, scale, reinterpret_cast<uint16_t*>(scratch));
   else
-    quantised = kernels_.to_int8[dtype_](token, channels_, padded, scale, zero, reinterpret_cast<uint8_t*>(scratch));
+    quantised = kernels_.to_int8[dtype_](token, channels_, padded, scale, {direction, static_cast<float>(scale * norm)}, zero,
+                                         reinterpret_cast<uint8_t*>(scratch));
   return {scratch, quantised};
 }
 
@@ -126,43 +129,69 @@ int64_t choose_columns(Call& call, const Image& image, const std::function<bool(
   return count;
 }
 
+const float* centre_of(Call& call, const Image& image, const int32_t* tokens, const double* norms, int64_t count) {
+  constexpr int64_t kSample = 128;
+  const int64_t D = call.problem.D, padded = (D + kLanes - 1) / kLanes * kLanes, step = (count + kSample - 1) / kSample;
+  float* mean = call.workspace.buffers[negengine_workspace::centre].get<float>(2 * padded);
+  float* row = mean + padded;
+  std::fill(mean, row, 0.0f);
+  int64_t taken = 0;
+  for (int64_t i = 0; i < count; i += step) {
+    const double norm = norms[tokens[i]], scale = comfortable(norm);
+    if (norm == 0) continue;
+    call.kernels.to_f32[call.problem.dtype](image.token(tokens[i]), D, padded, scale, row);
+    const float inverse = static_cast<float>(1 / (scale * norm));
+    for (int64_t k = 0; k < padded; k++) mean[k] += inverse * row[k];
+    taken++;
+  }
+  for (int64_t k = 0; k < padded && taken > 0; k++) mean[k] /= static_cast<float>(taken);
+  return mean;
+}
+
 Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Image& image, const int32_t* tokens,
-                     const double* norms, int64_t begin, int64_t count, uint8_t* hard) {
+                     const double* norms, const float* direction, int64_t begin, int64_t count, uint8_t* hard) {
   const int64_t panels = (count + tile.columns - 1) / tile.columns, padded = panels * tile.columns, per_row = words.per_row();
   auto& buffers = call.workspace.buffers;
   Word* packed = buffers[negengine_workspace::panels].get<Word>(padded * per_row);
   float* weights = buffers[negengine_workspace::weights].get<float>(padded);
   int32_t* offsets = buffers[negengine_workspace::offsets].get<int32_t>(padded);
+  float* constants = buffers[negengine_workspace::constants].get<float>(padded);
   const int threads = call.problem.threads;
   Word* scratch = buffers[negengine_workspace::scratch].get<Word>(threads * kLanes * per_row);
-  std::vector<double> errors(static_cast<size_t>(panels), 0.0);
+  struct Worst {
+    double error, size;
+  };
+  std::vector<Worst> of_panels(static_cast<size_t>(panels));
   call.workspace.pool.run(panels, threads, [&](int64_t p, int thread) {
     const Word* rows[kLanes];
-    double worst = 0;
+    Worst worst = {0, 0};
     for (int c = 0; c < tile.columns; c++) {
       const int64_t column = p * tile.columns + c;
       // the last panel repeats the last column, with a weight that no comparison chooses
       const int32_t token = tokens[begin + (column < count ? column : count - 1)];
       const double norm = norms[token], scale = comfortable(norm);
-      const Words::Row row = words.read(image.token(token), scale, 0, scratch + (thread * kLanes + c % kLanes) * per_row);
+      const Words::Row row = words.read(image.token(token), norm, direction, 0, scratch + (thread * kLanes + c % kLanes) * per_row);
       rows[c % kLanes] = row.words;
-      const double weight = row.quantised.step / (scale * (norm > kEps ? norm : kEps));
+      const double weight = 1 / (scale * (norm > kEps ? norm : kEps));
       offsets[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(row.quantised.sum));
-      const double error = norm > 0 ? std::sqrt(row.quantised.error2) / (scale * norm) : 0;
-      const bool lost = hard != nullptr && row.quantised.lost > kMostLost * scale * norm;
-      if (lost)
+      // below eps the cosine is less than that of the direction, and the identity of centre_of does not hold
+      const bool lost = hard != nullptr && (norm <= kEps || row.quantised.lost > kMostLost * scale * norm);
+      if (lost) {
         hard[token] = 1;
-      else
-        worst = error > worst ? error : worst;
-      weights[column] = column < count && !lost ? static_cast<float>(weight) : std::numeric_limits<float>::quiet_NaN();
+      } else if (norm > 0) {
+        worst.error = std::max(worst.error, std::sqrt(row.quantised.error2) / (scale * norm));
+        worst.size = std::max(worst.size, std::sqrt(row.quantised.norm2) / (scale * norm));
+      }
+      constants[column] = static_cast<float>(lost ? 0 : row.quantised.projection * weight);
+      weights[column] = column < count && !lost ? static_cast<float>(row.quantised.step * weight) : std::numeric_limits<float>::quiet_NaN();
       if ((c + 1) % kLanes == 0)
         interleave(rows, per_row, tile.columns, packed + p * tile.columns * per_row + c + 1 - kLanes);
     }
-    errors[static_cast<size_t>(p)] = worst;
+    of_panels[static_cast<size_t>(p)] = worst;
   });
-  double error = 0;
-  for (double e : errors) error = e > error ? e : error;
-  return {packed, weights, offsets, tokens + begin, norms, count, error};
+  Worst worst = {0, 0};
+  for (const Worst& panel : of_panels) worst = {std::max(worst.error, panel.error), std::max(worst.size, panel.size)};
+  return {packed, weights, offsets, constants, tokens + begin, norms, count, worst.error, worst.size};
 }
 
 }  // namespace negengine

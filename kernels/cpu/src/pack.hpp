@@ -23,10 +23,11 @@ class Words {
 
   struct Row {
     const Word* words;
-    Quantised quantised;  // step 1 unless int8
+    Quantised quantised;  // unless int8: step 1, not centred
   };
   bool readable(const char* token, double scale) const;
-  Row read(const char* token, double scale, int zero, Word* scratch) const;
+  // `norm` of the token; `direction` as centre_of gives it
+  Row read(const char* token, double norm, const float* direction, int zero, Word* scratch) const;
 
  private:
   const Kernels& kernels_;
@@ -45,10 +46,12 @@ struct Columns {
   const Word* panels;
   const float* weights;
   const int32_t* offsets;
+  const float* constants;
   const int32_t* tokens;  // of each column, ascending
   const double* norms;    // of each token of the image
   int64_t count;          // without the padding of the last panel
   double error;           // largest relative error that rounding left in a column
+  double size;            // largest norm of a centred column, relative to its norm
 };
 
 // Tokens of `image` for which allowed(i) holds, that are finite and equal to none before them: equal rows tie, and the first
@@ -56,9 +59,14 @@ struct Columns {
 int64_t choose_columns(Call& call, const Image& image, const std::function<bool(int64_t)>& allowed, int32_t* tokens,
                        double* norms);
 
+// The mean of unit rows of the columns [channels, padded], for an int8 search to centre on: all tokens of an image often share
+// most of themselves, and eight bits then tell few of them apart. For rows u, v of norm 1 and the mean m, with u' = u - m and
+// v' = v - m: <u, v> = <u', v'> + <m, v'> + what is the same for all v. A sample of the columns will do.
+const float* centre_of(Call& call, const Image& image, const int32_t* tokens, const double* norms, int64_t count);
+
 // Packs `count` columns from `begin` on. Marks in `hard` [tokens], unless it is null, those that lose too much; they are packed
 // so as not to be chosen.
 Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Image& image, const int32_t* tokens,
-                     const double* norms, int64_t begin, int64_t count, uint8_t* hard);
+                     const double* norms, const float* direction, int64_t begin, int64_t count, uint8_t* hard);
 
 }  // namespace negengine

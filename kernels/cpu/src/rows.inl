@@ -185,9 +185,10 @@ double to_bf16(const void* row, int64_t n, int64_t n_padded, double scale, uint1
 }
 
 template <class T>
-inline float largest(const void* row, int64_t n) {
+inline float largest(const void* row, int64_t n, double scale, Centre centre) {
   f32x16 peaks = {};
-  for_each_vector<T>(row, n, [&](int64_t, f32x16 v) {
+  for_each_vector<T>(row, n, [&](int64_t k, f32x16 v) {
+    v = scaled(v, scale) - centre.size * F32::load(centre.direction + k);
     v = v < 0 ? -v : v;
     peaks = v > peaks ? v : peaks;
   });
@@ -197,16 +198,21 @@ inline float largest(const void* row, int64_t n) {
 }
 
 template <class T>
-Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, int zero, uint8_t* out) {
-  const float peak = static_cast<float>(static_cast<double>(largest<T>(row, n)) * scale);
+Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, Centre centre, int zero, uint8_t* out) {
+  const float peak = largest<T>(row, n, scale, centre);
   const float step = peak / 127, inverse = peak > 0 ? 127 / peak : 0;
   i32x16 total = {}, vanished = {};
-  f32x16 error2 = {}, lost2 = {};
-  convert<T>(row, n, n_padded, out, [=, &total, &vanished, &error2, &lost2](f32x16 v) {
-    v = scaled(v, scale);
+  f32x16 norm2 = {}, projection = {}, error2 = {}, lost2 = {};
+  const float* direction = centre.direction;
+  convert<T>(row, n, n_padded, out, [=, &direction, &total, &vanished, &norm2, &projection, &error2, &lost2](f32x16 v) {
+    const f32x16 along = F32::load(direction);
+    direction += 16;
+    v = scaled(v, scale) - centre.size * along;
     const f32x16 shifted = v * inverse + 0x1.8p23f;  // rounds to the nearest integer, ties to even
     const i32x16 integer = bit_cast<i32x16>(shifted) - 0x4b400000;
     const f32x16 error = v - __builtin_convertvector(integer, f32x16) * step;
+    norm2 += v * v;
+    projection += v * along;
     error2 += error * error;
     total += integer;
     const i32x16 gone = (integer == 0) & (v != 0);
@@ -215,7 +221,7 @@ Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, in
     return to_bytes(integer + zero);
   });
   int64_t count = 0;
-  Quantised result = {step, 0, static_cast<double>(sum(error2)), 0};
+  Quantised result = {step, 0, static_cast<double>(sum(norm2)), static_cast<double>(sum(projection)), static_cast<double>(sum(error2)), 0};
   for (int i = 0; i < 16; i++) result.sum += total[i], count += vanished[i];
   result.lost = __builtin_sqrt(static_cast<double>(sum(lost2)) * static_cast<double>(count) / static_cast<double>(n));
   return result;

@@ -33,6 +33,7 @@ struct Row {
   double norm;    // at least eps
   double factor;  // cosine = factor * value of a candidate
   double error;   // relative, of its conversion
+  double size;    // norm of the centred row, relative to its norm
 };
 
 // Scratch memory of one thread.
@@ -41,6 +42,7 @@ struct Scratch {
   const Word** pointers;
   Candidates* candidates;
   Row* rows;
+  float* shifts;
 };
 
 class Search {
@@ -65,6 +67,7 @@ class Search {
   int32_t* index_;
   uint8_t* hard_;
   double rounding_;       // of a sum of products, as a cosine
+  const float* direction_ = nullptr;
   int64_t capacity_ = 0;  // converted rows of a block
 };
 
@@ -77,7 +80,7 @@ Search::Search(Call& call, Format format, float* cosine, int32_t* index, uint8_t
       index_(index),
       hard_(hard) {
   const double chunks = static_cast<double>(call.problem.D) / 4096;
-  rounding_ = 2e-6 * (chunks > 1 ? std::sqrt(chunks) : 1);
+  rounding_ = (format == Format::int8 ? 1e-5 : 2e-6) * (chunks > 1 ? std::sqrt(chunks) : 1);
 }
 
 void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed, const std::vector<Rows>& all_rows,
@@ -87,6 +90,8 @@ void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed
   int32_t* tokens = buffers[negengine_workspace::columns].get<int32_t>(image.tokens);
   double* norms = buffers[negengine_workspace::norms].get<double>(image.tokens);
   const int64_t count = choose_columns(call_, image, allowed, tokens, norms);
+
+  if (format_ == Format::int8) direction_ = centre_of(call_, image, tokens, norms, count);
 
   int64_t total = 0;
   for (const Rows& rows : all_rows) total += rows.image.tokens;
@@ -105,14 +110,16 @@ void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed
   capacity_ = words_.direct() && size > kScaledRows ? kScaledRows : size;
   for (int64_t begin = 0; begin < count; begin += wave) {
     const int64_t width = begin + wave < count ? wave : count - begin;
-    const Columns columns = pack_columns(call_, words_, tile_, image, tokens, norms, begin, width, hard_columns);
+    const Columns columns = pack_columns(call_, words_, tile_, image, tokens, norms, direction_, begin, width, hard_columns);
     Word* words = buffers[negengine_workspace::scratch].get<Word>(threads * capacity_ * per_row);
     const Word** pointers = buffers[negengine_workspace::pointers].get<const Word*>(threads * slots);
     Candidates* candidates = buffers[negengine_workspace::candidates].get<Candidates>(threads * slots);
     Row* rows = buffers[negengine_workspace::rows].get<Row>(threads * slots);
+    float* shifts = buffers[negengine_workspace::shifts].get<float>(threads * slots);
     call_.workspace.pool.run(static_cast<int64_t>(blocks.size()), threads, [&](int64_t b, int thread) {
       block(image, columns, blocks[static_cast<size_t>(b)],
-            {words + thread * capacity_ * per_row, pointers + thread * slots, candidates + thread * slots, rows + thread * slots});
+            {words + thread * capacity_ * per_row, pointers + thread * slots, candidates + thread * slots, rows + thread * slots,
+             shifts + thread * slots});
     });
   }
 }
@@ -131,18 +138,25 @@ void Search::block(const Image& image, const Columns& columns, const Block& bloc
       if (!std::isfinite(norm)) continue;
       const double scale = comfortable(norm), at_least = norm > kEps ? norm : kEps;
       if (!words_.readable(data, scale)) converted++;
-      const Words::Row read = words_.read(data, scale, zero, scratch.words + (converted - 1) * words_.per_row());
-      const double error = norm > 0 ? std::sqrt(read.quantised.error2) / (scale * norm) : 0;
-      if (format_ == Format::int8 && read.quantised.lost > kMostLost * scale * norm) {
+      const Words::Row read = words_.read(data, norm, direction_, zero, scratch.words + (converted - 1) * words_.per_row());
+      const Quantised& quantised = read.quantised;
+      if (format_ == Format::int8 && quantised.lost > kMostLost * scale * norm) {
         *hard = 1;
         continue;
       }
+      const double step = quantised.step > 0 ? quantised.step : 1;  // of nothing but zeros
+      const double relative = norm > 0 ? 1 / (scale * norm) : 0;
       scratch.pointers[count] = read.words;
-      scratch.rows[count++] = {token, at_least, read.quantised.step / (scale * at_least), error};
+      scratch.shifts[count] = static_cast<float>(scale * norm / step);
+      scratch.rows[count++] = {token, at_least, step / (scale * at_least), std::sqrt(quantised.error2) * relative,
+                               std::sqrt(quantised.norm2) * relative};
     }
     if (count == 0) continue;
     const int64_t padded = (count + tile_.rows - 1) / tile_.rows * tile_.rows;
-    for (int64_t i = count; i < padded; i++) scratch.pointers[i] = scratch.pointers[count - 1];
+    for (int64_t i = count; i < padded; i++) {
+      scratch.pointers[i] = scratch.pointers[count - 1];
+      scratch.shifts[i] = 0;
+    }
     for (int64_t i = 0; i < padded; i++)
       for (int kept = 0; kept < kKept; kept++)
         for (int lane = 0; lane < kLanes; lane++) {
@@ -153,7 +167,8 @@ void Search::block(const Image& image, const Columns& columns, const Block& bloc
     for (int64_t first = 0, panel = 0; first < columns.count; first += tile_.columns, panel++)
       for (int64_t i = 0; i < padded; i += tile_.rows)
         tile_.run({scratch.pointers + i, columns.panels + panel * stride, words_.per_row(), columns.weights + first,
-                   columns.offsets + first, static_cast<int32_t>(first), scratch.candidates + i});
+                   columns.offsets + first, columns.constants + first, scratch.shifts + i, static_cast<int32_t>(first),
+                   scratch.candidates + i});
     for (int64_t i = 0; i < count; i++) rescore(image, columns, rows, scratch.rows[i], scratch.candidates[i]);
   }
 }
@@ -162,7 +177,7 @@ void Search::rescore(const Image& image, const Columns& columns, const Rows& row
   float best_value = kNone;
   for (float value : candidates.value[0]) best_value = value > best_value ? value : best_value;
   // by the inequality of Cauchy and Schwarz the best column's value is within this of the best value
-  const double margin = 2 * (rounding_ + row.error + columns.error + row.error * columns.error);
+  const double margin = 2 * (rounding_ + row.error * columns.size + row.size * columns.error + row.error * columns.error);
   const double enough = best_value - margin / row.factor;
   const char* token = rows.image.token(row.token);
   const int dtype = call_.problem.dtype;

@@ -40,7 +40,7 @@ void tile(const TileCall& call) {
     __m512i best_column = _mm512_load_si512(kept.column[0]), second_column = _mm512_load_si512(kept.column[1]);
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; v++) {
-      const __m512 value = _mm512_mul_ps(Product::value(sum[i][v], call.offset + v * kLanes), _mm512_load_ps(call.weight + v * kLanes));
+      const __m512 value = Product::value(sum[i][v], call, i, v);
       const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(call.first_column + v * kLanes));
       const __mmask16 first = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ);  // strictly: of equals the lower column stays
       const __mmask16 either = _mm512_cmp_ps_mask(value, second, _CMP_GT_OQ);
@@ -61,7 +61,9 @@ void tile(const TileCall& call) {
 struct FloatSums {
   typedef __m512 Sum;
   static inline Sum zero() { return _mm512_setzero_ps(); }
-  static inline __m512 value(Sum sum, const int32_t*) { return sum; }
+  static inline __m512 value(Sum sum, const TileCall& call, int, int v) {
+    return _mm512_mul_ps(sum, _mm512_load_ps(call.weight + v * kLanes));
+  }
   template <int ROWS, int VECTORS>
   static inline void carry(Sum (&sum)[ROWS][VECTORS], const float* sums) {
 #pragma GCC unroll 16

@@ -37,9 +37,9 @@ class Buffer {
 
 struct negengine_workspace {
   enum Use {
-    panels, weights, offsets, columns, norms, hashes, hard,  // of the columns
-    scratch, pointers, candidates, rows,                     // of each thread
-    cosines, indices, gates, readers, snapshot,              // of the call
+    panels, weights, offsets, constants, columns, norms, hashes, hard, centre,  // of the columns
+    scratch, pointers, candidates, rows, shifts,                               // of each thread
+    cosines, indices, gates, readers, snapshot,                                // of the call
     uses
   };
 
