@@ -101,14 +101,19 @@ def measure(backend: str, dtype: torch.dtype, search: str, draw: Draw) -> dict[s
     return {"worst": short.max().item(), "best_found": (short <= 1e-6).double().mean().item(), "rows": short.numel()}
 
 
+def searches(backend: str, dtype: torch.dtype) -> list[str]:
+    return [name for name in registry.SEARCHES if registry._BACKENDS[backend].refuses(torch.device("cpu"), dtype, name) is None]
+
+
 if __name__ == "__main__":
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for backend, missing in ops.backends().items():
-        for dtype in (torch.float32, torch.bfloat16) if missing is None else ():
-            for search in registry.SEARCHES:
-                if registry._BACKENDS[backend].refuses(torch.device("cpu"), dtype, search) is None:
-                    name = f"{backend} {str(dtype).removeprefix('torch.')} {search}"
-                    table[name] = {kind: measure(backend, dtype, search, draw) for kind, draw in KINDS.items()}
-                    print(name, {kind: f"{row['worst']:.1e} {row['best_found']:.4%}" for kind, row in table[name].items()}, flush=True)
-    about = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions(), "shapes": SHAPES, "seeds": SEEDS}
-    RESULT.write_text(json.dumps(about | {"searches": table}, indent=1) + "\n")
+    backend = next(name for name, missing in ops.backends().items() if missing is None)
+    rows = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        for search in searches(backend, dtype):
+            name = f"{str(dtype).removeprefix('torch.')} {search}"
+            rows[name] = {kind: measure(backend, dtype, search, draw) for kind, draw in KINDS.items()}
+            print(name)
+            for kind, row in rows[name].items():
+                print(f"  {kind:20} at worst {row['worst']:.1e}, the best for {row['best_found']:.4%}", flush=True)
+    about = {"date": time.strftime("%Y-%m-%d"), "backend": backend, "shapes": SHAPES, "seeds": SEEDS}
+    RESULT.write_text(json.dumps(about | {"machine": machine(), "versions": versions(), "searches": rows}, indent=1) + "\n")
