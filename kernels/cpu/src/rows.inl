@@ -200,7 +200,8 @@ inline float largest(const void* row, int64_t n, double scale, Centre centre) {
 template <class T>
 Quantised to_int8(const void* row, int64_t n, int64_t n_padded, double scale, Centre centre, int zero, uint8_t* out) {
   const float peak = largest<T>(row, n, scale, centre);
-  const float step = peak / 127, inverse = peak > 0 ? 127 / peak : 0;
+  const bool some = peak > 0x1p-100f;  // centring may leave next to nothing, of which the inverse is no float32
+  const float step = some ? peak / 127 : 0, inverse = some ? 127 / peak : 0;
   i32x16 total = {}, vanished = {};
   f32x16 norm2 = {}, projection = {}, error2 = {}, lost2 = {};
   const float* direction = centre.direction;
