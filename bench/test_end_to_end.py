@@ -13,7 +13,7 @@ DTYPES = (torch.bfloat16, torch.float32) if DEVICE == "cpu" else (torch.bfloat16
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_pipeline(benchmark, study, name):
-    rounds = study.rounds(15 if study.everything or DEVICE == "cuda" else 5)
+    rounds = study.rounds(15 if study.everything else 5)
     found = benchmark.pedantic(end_to_end.measure_pipeline, (name, DEVICE, rounds), rounds=1)
     study.file("pipelines").add(found)
 

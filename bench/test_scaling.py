@@ -23,7 +23,7 @@ def test_scaling(benchmark, study, dtype, axis):
     limit = PATIENCE if study.everything and DEVICE == "cpu" else None
 
     def series():
-        for measured in suite.scaling(DEVICE, dtype, axis, rounds=study.rounds(7), rival_limit=limit):
+        for measured in suite.scaling(DEVICE, dtype, axis, rounds=study.rounds(5), rival_limit=limit):
             rows = [{"axis": axis, **dataclasses.asdict(row)} for row in measured.rows]
             file.add(rows, measured.check, measured.left_out)
         if not study.everything and DEVICE == "cpu":

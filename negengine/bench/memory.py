@@ -31,9 +31,9 @@ def growth(shape: Shape, dtype: torch.dtype, device: str, matching: str, **choic
         return {v.name: _gpu_growth(v) for v in variants([shape.inputs(dtype, device)], matching, **choice)[0]}
     if not CLEAR.exists():
         return {}
-    sizes = (shape.images, shape.tokens, shape.channels)
-    task = {"sizes": sizes, "dtype": str(dtype).removeprefix("torch."), "matching": matching, "choice": choice}
-    task |= {"threads": torch.get_num_threads()}
+    sizes, threads = (shape.images, shape.tokens, shape.channels), torch.get_num_threads()
+    task: dict[str, Any] = {"sizes": sizes, "dtype": str(dtype).removeprefix("torch."), "threads": threads}
+    task |= {"matching": matching, "choice": choice}
     done = subprocess.run([sys.executable, "-m", __name__, json.dumps(task)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the process that measures memory failed:\n{done.stderr[-2000:]}")
