@@ -203,7 +203,7 @@ def overhead(documents: Sequence[Document], path: Path) -> Path:
     ax.set_yticks(range(len(cases)), list(cases), fontsize=8)
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.set_xlabel("time added, % of the time without NegToMe")
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    ax.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     figure.suptitle(f"NegToMe, end to end\n{caption(documents[0])}", fontsize=10)
     saved = _save(figure, path)
     plt.close(figure)

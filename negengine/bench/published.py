@@ -9,6 +9,8 @@ from torch import Tensor
 from negengine.bench import rivals
 from negengine.ops import registry
 
+PREFIX = "published"
+
 
 def published_backend(group_size: int, alpha: float, threshold: float) -> str:
     """Name of a backend that runs :func:`negengine.bench.rivals.release` on each group, whose image 0 is the reference.
@@ -16,7 +18,7 @@ def published_backend(group_size: int, alpha: float, threshold: float) -> str:
     The published code knows its settings as numbers of Python; so does this, and it leaves those of the call alone. It writes over
     its input in the last step of the algorithm, at no cost of its own. No mask, no dropout, no statistics.
     """
-    name = f"published, groups of {group_size}, alpha {alpha:g}, threshold {threshold:g}"
+    name = f"{PREFIX}, groups of {group_size}, alpha {alpha:g}, threshold {threshold:g}"
     if name in registry.backends():
         return name
 

@@ -136,7 +136,7 @@ def _flux(stack: Stack, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Ten
 
 
 def _alike(halves: int, tokens: int, channels: int) -> Tensor:
-    """Groups of images that share half of their variance."""
+    """Groups of images, any two of which have cosines of about 0.9."""
     shared = torch.randn(halves, 1, tokens, channels)
     own = torch.randn(halves, IMAGES, tokens, channels)
-    return ((shared + own) / 2**0.5).flatten(0, 1)
+    return (0.9**0.5 * shared + 0.1**0.5 * own).flatten(0, 1)

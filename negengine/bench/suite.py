@@ -252,8 +252,8 @@ def scaling(
 
 def fused_backends(device: str, dtype: torch.dtype) -> list[str]:
     """The backends with kernels of their own that run here; PyTorch's if there is none."""
-    found = [name for name in ops.backends() if name != "torch" and usable(device, dtype, [name])]
-    return found or ["torch"]
+    found = [name for name, _ in usable(device, dtype) if name != "torch"]
+    return list(dict.fromkeys(found)) or ["torch"]
 
 
 def memory_bytes(device: str) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from negengine import ops, reference
-from negengine.bench import rivals
+from negengine.bench import published, rivals
 from negengine.ops import registry
 
 ALPHA, THRESHOLD = 0.9, 0.65
@@ -76,7 +76,7 @@ def usable(device: str, dtype: torch.dtype, only: Sequence[str] | None = None) -
     return [
         (name, search)
         for name, missing in ops.backends().items()
-        if missing is None and name in (only or ops.backends())
+        if missing is None and name in (only or ops.backends()) and not name.startswith(published.PREFIX)
         for search in registry.SEARCHES
         if search != "exact" and registry._BACKENDS[name].refuses(torch.device(device), dtype, search) is None
     ]
