@@ -132,23 +132,38 @@ def _wait() -> None:
 
 
 def nvml() -> dict[str, Any] | None:
-    """Clocks (MHz), power (W), temperature (°C) and throttling of the current GPU; None without one or without nvidia-ml-py."""
+    """Clocks (MHz), power (mW), temperature (°C) and throttling of the current GPU; None without one or without nvidia-ml-py.
+
+    A reading that the driver refuses (in some virtual machines) is the text of its refusal.
+    """
     try:
         import pynvml
     except ImportError:
         return None
     if not torch.cuda.is_available() or torch.version.hip:
         return None
-    pynvml.nvmlInit()
+
+    def read(call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except pynvml.NVMLError as refusal:
+            return str(refusal)
+
     try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as refusal:
+        return {"refused": str(refusal)}
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID("GPU-" + str(torch.cuda.get_device_properties().uuid).removeprefix("GPU-"))
         return {
-            "sm_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "memory_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-            "power_w": pynvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
-            "celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            "throttle_reasons": pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            "sm_mhz": read(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+            "memory_mhz": read(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+            "power_mw": read(pynvml.nvmlDeviceGetPowerUsage, handle),
+            "celsius": read(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+            "throttle_reasons": read(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
         }
+    except pynvml.NVMLError as refusal:
+        return {"refused": str(refusal)}
     finally:
         pynvml.nvmlShutdown()
 
