@@ -31,15 +31,17 @@ test: install ## the tests
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
 
-bench: install ## the operator and the embedded pipelines beside their rivals
-	mkdir -p $(OUT)
-	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json
+bench: install ## the operator and whole pipelines beside their rivals, into bench/results; BENCH='--all-cases' for everything
+	$(PY) -m pytest bench --benchmark-only $(BENCH)
 
-gpu: install ## on a machine with a GPU: GPU tests and benchmarks; OUT=folder, PY=python3 to use that Python as it is
+gpu: install ## on a machine with a GPU: GPU tests and benchmarks, all into OUT; PY=python3 to use that Python as it is
 	mkdir -p $(OUT)
-	$(PY) -m pytest tests -m gpu -p no:cacheprovider || test $$? -eq 5  # 5: there is no GPU test
-	$(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider || test $$? -eq 5
-	$(PY) -m pytest bench --benchmark-only --benchmark-json=$(OUT)/bench.json -p no:cacheprovider
+	@status=0; \
+	{ $(PY) -m pytest tests -m gpu -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1; } > $(OUT)/tests.log 2>&1 || status=1; \
+	{ $(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1; } >> $(OUT)/tests.log 2>&1 || status=1; \
+	tail -n 5 $(OUT)/tests.log; \
+	$(PY) -m pytest bench --benchmark-only --results $(OUT) -p no:cacheprovider $(BENCH) || status=1; \
+	exit $$status  # a failed test does not cost the measurements, nor the other way round
 
 fuzz: ## the C interface under sanitizers, SECONDS_EACH of arbitrary calls under each; needs CMake
 	for s in address,undefined thread; do b=build/$${s%,*}; \

@@ -1,4 +1,4 @@
-"""The shapes that real models call with."""
+"""The shapes that real models call with, and their inputs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+NOISE = {"half": (0.3, 2.0), "all": (0.3, 0.3)}  # standard deviations, from the first token to the last
+GATES = (*NOISE, "none")
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,26 @@ class Shape:
         """Operations of the search alone: every token of the other images against every token of the first."""
         return 2 * (self.images - 1) * self.tokens**2 * self.channels
 
-    def inputs(self, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
-        """Random tokens; those of the other images are noisy, permuted copies of the first's, of which about half exceed 0.65."""
+    def merge_bytes(self, dtype: torch.dtype, share: float) -> float:
+        """Bytes of merging a ``share`` of the tokens in place: they are read and written, the reference is read once."""
+        merged = share * (self.images - 1) * self.tokens
+        return (2 * merged + self.tokens * min(1.0, merged)) * self.channels * dtype.itemsize
+
+    def inputs(self, dtype: torch.dtype, device: str, seed: int = 0, gate: str = "half") -> Tensor:
+        """Random tokens ``[images, tokens, channels]``, never zeros.
+
+        Args:
+            gate: which share of the tokens of the other images resembles one of the first by more than 0.65: about ``"half"``
+                (permuted copies, with more noise from token to token), ``"all"`` (with little noise), ``"none"`` (unrelated).
+        """
         generator = torch.Generator().manual_seed(seed)
-        first = torch.randn(self.tokens, self.channels, generator=generator)
-        images = [first]
+        images = [torch.randn(self.tokens, self.channels, generator=generator)]
         for _ in range(1, self.images):
-            noise = torch.linspace(0.3, 2.0, self.tokens)[:, None] * torch.randn(self.tokens, self.channels, generator=generator)
-            images.append(first[torch.randperm(self.tokens, generator=generator)] + noise)
+            own = torch.randn(self.tokens, self.channels, generator=generator)
+            if gate != "none":
+                noise = torch.linspace(*NOISE[gate], self.tokens)[:, None]
+                own = images[0][torch.randperm(self.tokens, generator=generator)] + noise * own
+            images.append(own)
         return torch.stack(images).to(device, dtype)
 
 
@@ -45,4 +60,12 @@ SHAPES = {
         Shape("flux-768", 4, 2304, 3072),
         Shape("flux-1024", 4, 4096, 3072),
     )
+}
+
+# One size grows, the others stay at those of SCALING_BASE.
+SCALING_BASE = Shape("base", 4, 1024, 640)
+SCALING = {
+    "N": tuple(Shape(f"N={n}", n, 1024, 640) for n in (2, 4, 8, 16)),
+    "T": tuple(Shape(f"T={t}", 4, t, 640) for t in (256, 512, 1024, 2048, 4096, 8192, 16384)),
+    "D": tuple(Shape(f"D={d}", 4, 1024, d) for d in (64, 128, 256, 512, 1024, 2048, 4096)),
 }

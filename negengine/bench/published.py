@@ -1,0 +1,33 @@
+"""The published algorithm behind the engine's own plug-in, so that both work in the same places at the same times."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from negengine.bench import rivals
+from negengine.ops import registry
+
+PREFIX = "published"
+
+
+def published_backend(group_size: int, alpha: float, threshold: float) -> str:
+    """Name of a backend that runs :func:`negengine.bench.rivals.release` on each group, whose image 0 is the reference.
+
+    The published code knows its settings as numbers of Python; so does this, and it leaves those of the call alone. It writes over
+    its input in the last step of the algorithm, at no cost of its own. No mask, no dropout, no statistics.
+    """
+    name = f"{PREFIX}, groups of {group_size}, alpha {alpha:g}, threshold {threshold:g}"
+    if name in registry.backends():
+        return name
+
+    def fused(x: Tensor, y: Tensor, bank: Tensor, references: Tensor, *rest: object) -> None:
+        *_, keep, _, mask, matching, _ = rest
+        if bank is not x or references.shape[1] != 1 or keep is not None or mask is not None or len(x) % group_size:
+            raise NotImplementedError("the published algorithm knows groups whose first image is the reference, no more")
+        for source, target in zip(x.split(group_size), y.split(group_size), strict=True):
+            rivals.release(source, alpha, threshold, str(matching), out=target)
+
+    registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=name, fused=fused))
+    return name

@@ -1,0 +1,72 @@
+"""Stacks and pipelines: the three ways do what they say, in the same places."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import negengine
+from negengine import models
+from negengine.bench import end_to_end, stacks
+from negengine.bench.interleave import Timing
+from negengine.bench.stacks import STACKS, Stack, build
+
+SMALL = {"sdxl": Stack("small", "sdxl", 64, 128, layers=2), "flux": Stack("small", "flux", 16, 256)}
+
+
+@pytest.fixture(autouse=True)
+def small_text(monkeypatch):
+    monkeypatch.setattr(stacks, "FLUX_TEXT", 4)
+
+
+@pytest.mark.parametrize("family", SMALL)
+@torch.inference_mode()
+def test_ours_and_the_published_algorithm_agree_in_a_stack(family):
+    stack = SMALL[family]
+    results = {}
+    for name, backend in (("without", None), ("ours", "torch"), ("published", stack.published)):
+        model, forward = build(stack, torch.float32, "cpu")
+        if backend is not None:
+            negengine.apply(model, dataclasses.replace(stack.settings, backend=backend))
+        results[name] = forward()
+        if name == "ours":
+            status = negengine.status(model)
+    assert status.active_blocks == status.blocks == {"sdxl": 4, "flux": 3}[family]
+    assert status.merged_tokens > 0
+    torch.testing.assert_close(results["published"], results["ours"], rtol=0, atol=1e-4)
+    assert not torch.allclose(results["without"], results["ours"], rtol=0, atol=1e-2)
+
+
+def test_rows_of_a_stack():
+    found = end_to_end.measure_stack(SMALL["sdxl"], torch.bfloat16, "cpu", rounds=2)
+    assert [row["variant"] for row in found] == ["without", "negengine", "published"]
+    assert found[0]["overhead"] == 0
+    assert found[1]["overhead"] == pytest.approx(found[1]["median"] / found[0]["median"] - 1)
+    assert {"stack", "tokens", "channels", "layers", "batch", "dtype", "p10", "p90", "rounds", "noise"} <= set(found[0])
+    assert found[1]["batch"] == 8
+    assert 0 < found[1]["merged_share"] <= 1
+
+
+def test_rows_of_a_pipeline(monkeypatch):
+    calls = []
+
+    def once(variants, rounds, warmup):
+        for name, call in variants.items():
+            calls.append(name)
+            if name != end_to_end.AGAIN:
+                call()
+        return {name: Timing((1.0 if name.startswith("without") else 1.2,)) for name in variants}
+
+    monkeypatch.setattr(end_to_end, "interleave", once)
+    few = dataclasses.replace(models.preset("mnist-flux"), steps=4)
+    monkeypatch.setattr(models, "preset", lambda name: few)
+    found = end_to_end.measure_pipeline("mnist-flux", "cpu", rounds=1)
+    assert calls == ["without", "negengine", "published", "without (again)"]
+    assert [row["overhead"] for row in found] == [0, pytest.approx(0.2), pytest.approx(0.2)]
+    assert found[0]["noise"] == 0
+    assert found[1]["merged_share"] > 0
+
+
+def test_stacks_have_the_widths_of_the_models():
+    assert {(s.tokens, s.channels) for s in STACKS["cpu"]} == {(1024, 1280), (4096, 640)}
+    assert (4096, 3072) in {(s.tokens, s.channels) for s in STACKS["cuda"]}
