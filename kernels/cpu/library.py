@@ -61,6 +61,7 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
         ("negengine_isa_name", c_char_p, [c_int]),
         ("negengine_set_isa", c_int, [c_int]),
         ("negengine_supports", c_int, [c_int]),
+        ("negengine_precision", c_char_p, [c_int, c_int]),
         ("negengine_match", c_int, [c_void_p, POINTER(Problem), c_void_p, c_void_p]),
         ("negengine_merge", c_int, [c_void_p, POINTER(Problem), *[c_void_p] * 4, c_int64, c_int64]),
         ("negengine_negtome", c_int, [c_void_p, POINTER(Problem), POINTER(MergeArguments)]),

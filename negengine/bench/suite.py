@@ -105,8 +105,8 @@ class Measured:
 
 
 def cases(device: str, everything: bool) -> list[Case]:
-    """Those of ``make bench``: on CPUs what two cores do in a few minutes, on GPUs every case, but compiled rivals in bfloat16 only.
-    With ``everything`` all of them."""
+    """Those of ``make bench``: on CPUs what two cores do in a few minutes, on GPUs every case, but compiled rivals in bfloat16 only;
+    with ``everything`` all of them."""
     gpu = device == "cuda"
     found = []
     for shape in SHAPES.values():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from negengine import ops, reference
 from negengine.bench import published, rivals
-from negengine.ops import registry
+from negengine.ops import cpu, registry
 
 ALPHA, THRESHOLD = 0.9, 0.65
 
@@ -41,14 +41,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def precision(backend: str, dtype: torch.dtype, search: str) -> str:
-    """In what the products of a search are formed. ``auto`` and ``exact`` round nothing that is not rounded already."""
-    if search in ("bf16", "int8", "fp8"):
-        return search
-    if backend == "cpu" and dtype == torch.bfloat16:
-        from negengine.kernels.cpu import library
-
-        return "bf16" if library.isa() == "avx512_bf16" else "fp32"
-    return dtype_name(dtype) if backend == "triton" else "fp32"
+    """In what the products of a search are formed."""
+    if backend == "cpu":
+        return cpu.precision(dtype, search)
+    if search in ("auto", "exact"):
+        return dtype_name(dtype) if backend == "triton" else "fp32"
+    return search
 
 
 def ours(xs: Sequence[Tensor], matching: str, backend: str, search: str) -> Variant:
@@ -72,14 +70,15 @@ def ours(xs: Sequence[Tensor], matching: str, backend: str, search: str) -> Vari
 
 
 def usable(device: str, dtype: torch.dtype, only: Sequence[str] | None = None) -> list[tuple[str, str]]:
-    """``(backend, search)`` of every call that this machine can take, but for ``exact``, which is what ``auto`` does so far."""
-    return [
-        (name, search)
-        for name, missing in ops.backends().items()
-        if missing is None and name in (only or ops.backends()) and not name.startswith(published.PREFIX)
-        for search in registry.SEARCHES
-        if search != "exact" and registry._BACKENDS[name].refuses(torch.device(device), dtype, search) is None
-    ]
+    """``(backend, search)`` of every call that this machine can take; of searches that come to the same, the first."""
+    found: dict[tuple[str, str], str] = {}
+    for name, missing in ops.backends().items():
+        if missing is not None or name not in (only or ops.backends()) or name.startswith(published.PREFIX):
+            continue
+        for search in registry.SEARCHES:
+            if registry._BACKENDS[name].refuses(torch.device(device), dtype, search) is None:
+                found.setdefault((name, precision(name, dtype, search)), search)
+    return [(name, search) for (name, _), search in found.items()]
 
 
 def variants(

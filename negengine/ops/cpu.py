@@ -35,6 +35,11 @@ def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | Non
     return None
 
 
+def precision(dtype: torch.dtype, search: str) -> str:
+    """What a search multiplies on this machine: ``"fp32"``, ``"bf16"`` or ``"int8"``."""
+    return library.library().negengine_precision(_DTYPES[dtype], SEARCHES[search]).decode()
+
+
 def _adjacent(x: Tensor) -> Tensor:
     """``x`` with adjacent channels."""
     return x if x.stride(2) == 1 else x.contiguous()

@@ -198,7 +198,9 @@ def test_peaks_are_those_of_the_instruction_set_in_use():
         library.set_isa(before)
     if before == "avx512_bf16":
         assert set(ceilings_.cpu_peaks()) == {"fp32", "bf16", "int8"}
-        assert precision("cpu", torch.bfloat16, "auto") == "bf16"
+        assert precision("cpu", torch.bfloat16, "auto") == "int8"
+        assert usable("cpu", torch.bfloat16, ["cpu"]) == [("cpu", "auto"), ("cpu", "exact")]
+        assert usable("cpu", torch.float32, ["cpu"]) == [("cpu", "auto"), ("cpu", "bf16"), ("cpu", "int8")]
     assert precision("triton", torch.float16, "auto") == "fp16"
     assert precision("torch", torch.bfloat16, "auto") == "fp32"
     assert precision("cpu", torch.float32, "int8") == "int8"

@@ -96,6 +96,8 @@ NEGENGINE_API int negengine_isa(void);
 NEGENGINE_API const char *negengine_isa_name(int isa); /* NULL if there is none such */
 NEGENGINE_API int negengine_set_isa(int isa);          /* NEGENGINE_ERROR_UNSUPPORTED if the processor or the build lacks it */
 NEGENGINE_API int negengine_supports(int search);      /* 1 if the instruction set in use has this search */
+/* "fp32", "bf16" or "int8": what this search multiplies; NULL if the instruction set in use does not have it. */
+NEGENGINE_API const char *negengine_precision(int dtype, int search);
 
 /* cosine [B, T], index [B, T]: slot * M + token, or -1 (and cosine -inf) where nothing can be matched. */
 NEGENGINE_API int negengine_match(negengine_workspace *workspace, const negengine_problem *problem, float *cosine, int32_t *index);

@@ -105,12 +105,17 @@ int negengine_isa(void) { return isa(); }
 const char* negengine_isa_name(int isa) { return isa_name(isa); }
 int negengine_set_isa(int isa) { return set_isa(isa) ? NEGENGINE_OK : NEGENGINE_ERROR_UNSUPPORTED; }
 
-int negengine_supports(int search) {
-  if (search < NEGENGINE_AUTO || search > NEGENGINE_SEARCH_INT8) return 0;
+int negengine_supports(int search) { return negengine_precision(NEGENGINE_F32, search) != nullptr; }
+
+const char* negengine_precision(int dtype, int search) {
+  if (dtype < NEGENGINE_F32 || dtype > NEGENGINE_F16 || search < NEGENGINE_AUTO || search > NEGENGINE_SEARCH_INT8) return nullptr;
   negengine_problem problem = {};
+  problem.dtype = dtype;
   problem.search = search;
   const Kernels available = kernels();
-  return available.tiles[int(format_of(problem, available))].run != nullptr;
+  const Format format = format_of(problem, available);
+  if (available.tiles[int(format)].run == nullptr) return nullptr;
+  return format == Format::f32 ? "fp32" : format == Format::bf16 ? "bf16" : "int8";
 }
 
 int negengine_match(negengine_workspace* workspace, const negengine_problem* problem, float* cosine, int32_t* index) {
