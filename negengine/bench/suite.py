@@ -105,7 +105,7 @@ class Measured:
 
 
 def cases(device: str, everything: bool) -> list[Case]:
-    """Those of ``make bench``: on CPUs what two cores do in a few minutes, on GPUs every case, but compiled rivals in bfloat16 only;
+    """Those of ``make bench``: on CPUs a few minutes of two cores, on GPUs every case, but compiled rivals in bfloat16 only;
     with ``everything`` all of them."""
     gpu = device == "cuda"
     found = []
