@@ -105,8 +105,10 @@ class Measured:
 
 
 def cases(device: str, everything: bool) -> list[Case]:
-    """Those of ``make bench``: on CPUs what two cores do in a few minutes, on GPUs every case, but compiled rivals in bfloat16 only.
-    With ``everything`` all of them."""
+    """Those of ``make bench``; all of them with ``everything``.
+
+    Without, a CPU gets what two cores do in a few minutes, a GPU every case, but compiled rivals in bfloat16 only.
+    """
     gpu = device == "cuda"
     found = []
     for shape in SHAPES.values():
