@@ -53,7 +53,7 @@ class Row:
     Attributes:
         ratio, ratio_p10: of ours: rival -> the rival's median (10th percentile) over this one's; above 1, ours is faster.
         floor: ``floor_search + floor_merge``, see :class:`negengine.bench.ceilings.Floor`. floor_reached: ``floor / median``.
-        gops: operations of the search over the median of the whole call. peak: of the bare loop in the same precision, before.
+        gops: operations of the search over the median of the whole call. peak: of the bare loop in the same precision.
         peak_reached: ``gops / peak``.
         extra_bytes: growth of the memory during a call, new results included. workspace_bytes: what ours counts itself.
         merged_share: share of the tokens with a reference that were merged.
@@ -194,8 +194,9 @@ def _row(
 ) -> Row:
     shape, timing = case.shape, timings[variant.name]
     bare = variant.role == "search"
-    floor = ceilings_.floor(shape, case.dtype, variant.precision, 0.0 if bare else share, before)
-    peak, gops = before.gops.get(variant.precision), shape.search_flop / timing.median / 1e9
+    ceilings = ceilings_.best(before, after)
+    floor = ceilings_.floor(shape, case.dtype, variant.precision, 0.0 if bare else share, ceilings)
+    peak, gops = ceilings.gops.get(variant.precision), shape.search_flop / timing.median / 1e9
     rivals = [v.name for v in found if v.role != "ours"] if variant.role == "ours" else []
     moved = ceilings_.drift(before, after)
     return Row(
