@@ -37,8 +37,8 @@ bench: install ## the operator and whole pipelines beside their rivals, into ben
 gpu: install ## on a machine with a GPU: GPU tests and benchmarks, all into OUT; PY=python3 to use that Python as it is
 	mkdir -p $(OUT)
 	@status=0; \
-	{ $(PY) -m pytest tests -m gpu -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1; } > $(OUT)/tests.log 2>&1 || status=1; \
-	{ $(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1; } >> $(OUT)/tests.log 2>&1 || status=1; \
+	( $(PY) -m pytest tests -m gpu -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1 ) > $(OUT)/tests.log 2>&1 || status=1; \
+	( $(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1 ) >> $(OUT)/tests.log 2>&1 || status=1; \
 	tail -n 5 $(OUT)/tests.log; \
 	$(PY) -m pytest bench --benchmark-only --results $(OUT) -p no:cacheprovider $(BENCH) || status=1; \
 	exit $$status  # a failed test does not cost the measurements, nor the other way round

@@ -60,9 +60,8 @@ class Study:
 
         found, written = self.documents(), []
         if "operator" in found:
-            for matching in dict.fromkeys(row["matching"] for row in found["operator"]["rows"]):
-                name = "floor.png" if matching == "paper" else f"floor-{matching}.png"
-                written.append(plots.time_against_floor(found["operator"], self.path(name), matching))
+            first = found["operator"]["rows"][0]  # of a part of the suite, what there is
+            written.append(plots.time_against_floor(found["operator"], self.path("floor.png"), first["matching"], first["gate"]))
         if "scaling" in found:
             for dtype in dict.fromkeys(row["dtype"] for row in found["scaling"]["rows"]):
                 written.append(plots.scaling(found["scaling"], self.path(f"scaling-{dtype}.png"), dtype))

@@ -57,6 +57,11 @@ def measure(device: str) -> Ceilings:
     return Ceilings(gpu_peaks() if device == "cuda" else cpu_peaks(), copy_bandwidth(device))
 
 
+def best(before: Ceilings, after: Ceilings) -> Ceilings:
+    """The higher of each rate: a floor from a disturbed reading would lie above what was reached."""
+    return Ceilings({name: max(rate, after.gops[name]) for name, rate in before.gops.items()}, max(before.copy, after.copy))
+
+
 def drift(before: Ceilings, after: Ceilings) -> float:
     """By which fraction the peaks moved, the largest of them."""
     return max((abs(after.gops[name] / rate - 1) for name, rate in before.gops.items()), default=0.0)

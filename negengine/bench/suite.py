@@ -53,7 +53,7 @@ class Row:
     Attributes:
         ratio, ratio_p10: of ours: rival -> the rival's median (10th percentile) over this one's; above 1, ours is faster.
         floor: ``floor_search + floor_merge``, see :class:`negengine.bench.ceilings.Floor`. floor_reached: ``floor / median``.
-        gops: operations of the search over the median of the whole call. peak: of the bare loop in the same precision, before.
+        gops: operations of the search over the median of the whole call. peak: of the bare loop in the same precision.
         peak_reached: ``gops / peak``.
         extra_bytes: growth of the memory during a call, new results included. workspace_bytes: what ours counts itself.
         merged_share: share of the tokens with a reference that were merged.
@@ -105,8 +105,10 @@ class Measured:
 
 
 def cases(device: str, everything: bool) -> list[Case]:
-    """Those of ``make bench``: on CPUs a few minutes of two cores, on GPUs every case, but compiled rivals in bfloat16 only;
-    with ``everything`` all of them."""
+    """Those of ``make bench``; all of them with ``everything``.
+
+    Without, a CPU gets what two cores do in a few minutes. Compiled rivals run in bfloat16 only, or at the smallest shape of a CPU.
+    """
     gpu = device == "cuda"
     found = []
     for shape in SHAPES.values():
@@ -116,14 +118,14 @@ def cases(device: str, everything: bool) -> list[Case]:
                 small = shape.name == "sdxl-32"
                 if not (everything or gpu or small or (shape.name == "sdxl-64" and plain)):
                     continue
-                usual = dtype == torch.bfloat16 if gpu else small
-                choice: dict[str, Any] = {"compiled": everything or (plain and usual)}
-                if not (everything or gpu or small):
+                compiled = plain and (dtype == torch.bfloat16 if everything or gpu else small)
+                choice: dict[str, Any] = {"compiled": compiled}
+                if not (gpu or small):
                     choice["backends"] = fused_backends(device, dtype)
                 found.append(Case(shape, dtype, matching, "half", choice))
     first = next(iter(SHAPES.values()))
     found += [
-        Case(first, dtype, "paper", gate, {"compiled": everything}) for dtype in DTYPES[device] for gate in GATES if gate != "half"
+        Case(first, dtype, "paper", gate, {"compiled": False}) for dtype in DTYPES[device] for gate in GATES if gate != "half"
     ]
     return found
 
@@ -192,8 +194,9 @@ def _row(
 ) -> Row:
     shape, timing = case.shape, timings[variant.name]
     bare = variant.role == "search"
-    floor = ceilings_.floor(shape, case.dtype, variant.precision, 0.0 if bare else share, before)
-    peak, gops = before.gops.get(variant.precision), shape.search_flop / timing.median / 1e9
+    ceilings = ceilings_.best(before, after)
+    floor = ceilings_.floor(shape, case.dtype, variant.precision, 0.0 if bare else share, ceilings)
+    peak, gops = ceilings.gops.get(variant.precision), shape.search_flop / timing.median / 1e9
     rivals = [v.name for v in found if v.role != "ours"] if variant.role == "ours" else []
     moved = ceilings_.drift(before, after)
     return Row(

@@ -206,6 +206,11 @@ def test_peaks_are_those_of_the_instruction_set_in_use():
     assert precision("cpu", torch.float32, "int8") == "int8"
 
 
+def test_a_floor_takes_the_higher_of_two_readings():
+    other = Ceilings({"fp32": 90.0, "bf16": 250.0, "int8": 400.0}, 2e10)
+    assert ceilings_.best(RATES, other) == Ceilings({"fp32": 100.0, "bf16": 250.0, "int8": 400.0}, 2e10)
+
+
 def test_drift_is_that_of_the_peak_that_moved_most():
     after = Ceilings({"fp32": 101.0, "bf16": 150.0, "int8": 400.0}, 1e10)
     assert ceilings_.drift(RATES, after) == pytest.approx(0.25)
