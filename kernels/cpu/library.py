@@ -57,6 +57,7 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
         ("negengine_workspace_bytes", c_size_t, [c_void_p]),
         ("negengine_workspace_peak", c_size_t, [c_void_p]),
         ("negengine_workspace_release", None, [c_void_p]),
+        ("negengine_workspace_use", None, [c_void_p, c_void_p]),
         ("negengine_isa", c_int, []),
         ("negengine_isa_name", c_char_p, [c_int]),
         ("negengine_set_isa", c_int, [c_int]),
@@ -101,11 +102,13 @@ def set_isa(name: str) -> None:
 class Workspace:
     """``negengine_workspace``: memory and threads that calls share."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, parallel: int | None = None) -> None:
+        """``limit``: bytes to keep between calls. ``parallel``: address of a ``negengine_parallel`` whose threads do the work."""
         self._library = library()
         self.handle = self._library.negengine_workspace_create(limit)
         if not self.handle:
             raise MemoryError("no memory for a workspace")
+        self._library.negengine_workspace_use(self.handle, parallel)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

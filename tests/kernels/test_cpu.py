@@ -275,6 +275,28 @@ def test_a_forked_child_starts_its_own_threads(threads):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@native
+def test_the_threads_are_those_of_torch():
+    """Threads of our own would share the cores with torch's, which spin for a while after every operator."""
+    if cpu.parallel_of_torch() is None:
+        pytest.skip("torch does not run on an OpenMP runtime that can be asked")
+    code = """if True:
+        import os, torch
+        from negengine import ops
+        torch.set_num_threads(3)
+        x = torch.randn(4, 512, 64)
+        torch.relu(torch.randn(2**21))
+        before = len(os.listdir("/proc/self/task"))
+        ops.negtome(x, x[0], backend="cpu")
+        print(before, len(os.listdir("/proc/self/task")))
+    """
+    if not Path("/proc/self/task").exists():
+        pytest.skip("counts threads in /proc")
+    before, after = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(before) >= 3
+    assert after == before
+
+
 # --- the C interface -----------------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,15 @@ NEGENGINE_API size_t negengine_workspace_bytes(const negengine_workspace *worksp
 NEGENGINE_API size_t negengine_workspace_peak(const negengine_workspace *workspace);  /* most that any call used */
 NEGENGINE_API void negengine_workspace_release(negengine_workspace *workspace);       /* gives all memory back */
 
+/* Runs body(data) on `threads` threads or fewer, the caller's among them, and returns when all have. `flags` is 0. GOMP_parallel
+ * of an OpenMP runtime is such a function. */
+typedef void (*negengine_parallel)(void (*body)(void *data), void *data, unsigned threads, unsigned flags);
+
+/* Whose threads work for this workspace: those of `parallel`, or its own (NULL, as at first). Take those of the runtime that the
+ * caller's other work runs on: when that work ends its threads spin for milliseconds, waiting for more, in the way of any others.
+ * A child after fork() uses the workspace's own. */
+NEGENGINE_API void negengine_workspace_use(negengine_workspace *workspace, negengine_parallel parallel);
+
 /* The instruction set in use: the best of this processor, or a lower one named by the environment variable
  * NEGENGINE_CPU_ISA (portable, avx2, avx512, avx512_vnni, avx512_bf16) or set here. */
 NEGENGINE_API int negengine_isa(void);

@@ -101,6 +101,12 @@ void negengine_workspace_release(negengine_workspace* workspace) {
   workspace->release();
 }
 
+void negengine_workspace_use(negengine_workspace* workspace, negengine_parallel parallel) {
+  if (workspace == nullptr) return;
+  const std::lock_guard<std::mutex> lock(workspace->mutex);
+  workspace->pool.use(parallel);
+}
+
 int negengine_isa(void) { return isa(); }
 const char* negengine_isa_name(int isa) { return isa_name(isa); }
 int negengine_set_isa(int isa) { return set_isa(isa) ? NEGENGINE_OK : NEGENGINE_ERROR_UNSUPPORTED; }

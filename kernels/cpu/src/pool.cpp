@@ -34,6 +34,22 @@ bool spin(Done done) {
   return done();
 }
 
+// A run on somebody else's threads.
+struct Work {
+  const std::function<void(int64_t, int)>& task;
+  const int64_t tasks;
+  const int threads;
+  std::atomic<int> number;
+  std::atomic<int64_t> next;
+};
+
+void take_part(void* data) {
+  Work& work = *static_cast<Work*>(data);
+  const int thread = work.number++;
+  if (thread >= work.threads) return;
+  for (int64_t i; (i = work.next++) < work.tasks;) work.task(i, thread);
+}
+
 }  // namespace
 
 class Pool::Team {
@@ -112,14 +128,25 @@ class Pool::Team {
   bool stop_ = false;
 };
 
+void Pool::use(negengine_parallel parallel) {
+  parallel_ = parallel;
+  parallel_process_ = getpid();
+}
+
 Pool::~Pool() {
   if (process_ == getpid()) delete team_;  // after fork() its threads exist in the parent only
 }
 
 void Pool::run(int64_t tasks, int threads, const std::function<void(int64_t, int)>& task) {
+  const int most = threads;
   threads = static_cast<int64_t>(threads) < tasks ? threads : static_cast<int>(tasks);
   if (threads <= 1) {
     for (int64_t i = 0; i < tasks; i++) task(i, 0);
+    return;
+  }
+  if (parallel_ != nullptr && parallel_process_ == getpid()) {
+    Work work = {task, tasks, most, {0}, {0}};
+    parallel_(take_part, &work, static_cast<unsigned>(most), 0);  // always all: a runtime may end threads that are not asked for
     return;
   }
   if (process_ != getpid()) {  // a child starts its own team; the parent's has locks that nobody here will open

@@ -40,6 +40,13 @@ void calls(int64_t count, uint64_t seed, negengine_workspace* workspace) {
   }
 }
 
+void parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  std::vector<std::thread> team;
+  for (unsigned i = 0; i < threads; i++) team.emplace_back(body, data);  // one more than the callers of body may be
+  body(data);
+  for (std::thread& member : team) member.join();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -53,7 +60,9 @@ int main(int argc, char** argv) {
     std::thread others[2];
     for (int i = 0; i < 2; i++) others[i] = std::thread(calls, count / 4, seed + 1 + static_cast<uint64_t>(i), shared);
     negengine_workspace* own = negengine_workspace_create(0);
-    calls(count, seed, own);
+    calls(count / 2, seed, own);
+    negengine_workspace_use(own, parallel);
+    calls(count / 2, seed + 3, own);
     REQUIRE(negengine_workspace_bytes(own) == 0 && negengine_workspace_peak(own) > 0);
     for (std::thread& other : others) other.join();
     negengine_workspace_release(shared);
