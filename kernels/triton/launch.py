@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,15 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 EXTENT = 16  # bytes to which vector loads and descriptors are aligned
+
+
+class Overwritten(enum.IntEnum):
+    """What of the keys is overwritten while others may still read it; a constant of ``norms_kernel``."""
+
+    NOTHING = 0
+    UPDATED = 1  # images that have references
+    ANYTHING = 2  # the keys share memory with the output, and nothing more is known
+    NOT_READ = 3  # images that have references, of which none is one: the caller's promise
 
 
 @functools.cache
@@ -44,6 +54,7 @@ def negtome(
     stats: Tensor | None,
     mask: Tensor | None,
     matching: str,
+    disjoint: bool = False,
 ) -> None:
     """NegToMe of ``x [B, T, D]`` into ``y``, which may be ``x``, as ``bank [R, M, D]`` may be; see ``negengine.ops.negtome_``."""
     if y.numel() == 0:
@@ -55,7 +66,7 @@ def negtome(
         negtome(x, out, bank, references, alpha, threshold, keep, stats, mask, matching)
         y.copy_(out)
         return
-    search = _search(x, bank, references, mask, matching, y)
+    search = _search(x, bank, references, mask, matching, y, disjoint)
     _merge(search, x, y, references, mask, matching, alpha=alpha, threshold=threshold, keep=keep, stats=stats)
 
 
@@ -103,31 +114,36 @@ class _Search:
     vector: int
 
 
-def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, y: Tensor | None) -> _Search:
+def _search(
+    x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, y: Tensor | None, disjoint: bool = False
+) -> _Search:
     """Launch norms and match. ``y`` is what will be written before every read is done, None if nothing will be."""
     release, own = matching == "release", bank is x
     x, bank = _rows(x), _rows(bank)
     if own:
         bank = x
     references = references.contiguous()
-    if release and not own and y is not None and _overlap(bank, y):
+    if release and not own and y is not None and _same_storage(bank, y):
         bank = bank.clone()  # the snapshot is of the sources
     queries, keys = (bank, x) if release else (x, bank)
     (R, M, D), (B, K), T = keys.shape, references.shape, x.shape[1]
     vector = _vector(x, bank) if y is None else _vector(x, bank, y)
 
-    kind = 0
-    if y is not None and _overlap(keys, y):
-        kind = 1 if own else 2
+    overwritten = Overwritten.NOTHING
+    if y is not None and _same_storage(keys, y):
+        # release matching scores again with sources of the same image, which other programs overwrite
+        unread = disjoint and not release
+        overwritten = Overwritten.ANYTHING if not own else Overwritten.NOT_READ if unread else Overwritten.UPDATED
+    moves = overwritten in (Overwritten.UPDATED, Overwritten.ANYTHING)
     # memory only; the device fills it for those images alone that are both read and overwritten
-    snapshot = keys.new_empty(keys.shape) if kind else keys
-    moved = references.new_empty(R) if kind else references
+    snapshot = keys.new_empty(keys.shape) if moves else keys
+    moved = references.new_empty(R) if moves else references
     scale, inverse, weight = x.new_empty(3, R, M, dtype=torch.float32)
     rows = tuning.norms_config(D, x.itemsize, architecture(x.device))
     norms_kernel[triton.cdiv(M, rows.rows), R](
         keys, bank, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved,
         *_strides(keys, vector), *_strides(bank, vector), *((0, 0) if mask is None else mask.stride()), B, K, M, D // vector,
-        RELEASE=release, MASKED=mask is not None, SNAPSHOT=kind, VECTOR=vector, ROWS=rows.rows, BLOCK_D=rows.block_d,
+        RELEASE=release, MASKED=mask is not None, OVERWRITTEN=overwritten.value, VECTOR=vector, ROWS=rows.rows, BLOCK_D=rows.block_d,
         num_warps=rows.num_warps,
     )  # fmt: skip
 
@@ -149,7 +165,6 @@ def _search(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, ma
         return score, index, splits
 
     score, index, splits = match_with(_config(shape, x, vector > 1, match_with))
-    moves = kind > 0
     return _Search(
         bank, queries, keys, snapshot, moved, moves, moves and (own or not release), scale, inverse, score, index, splits, vector
     )
@@ -238,17 +253,13 @@ def _vector(*tensors: Tensor) -> int:
     vector = EXTENT // tensors[0].itemsize
     for t in tensors:
         strides = [stride for n, stride in zip(t.shape[:2], t.stride(), strict=False) if n > 1]
-        if t.data_ptr() % EXTENT or t.shape[2] % vector or any(stride % vector or stride == 0 for stride in strides):
+        # in a traced graph there is no address, but there storages begin as the allocator and the compiler lay them: aligned
+        start = t.data_ptr() if type(t) is Tensor else t.storage_offset() * t.itemsize
+        if start % EXTENT or t.shape[2] % vector or any(stride % vector or stride == 0 for stride in strides):
             return 1
     return vector
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory spans of two tensors meet."""
-
-    def span(t: Tensor) -> tuple[int, int]:
-        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
-        return t.data_ptr(), t.data_ptr() + (last + 1) * t.itemsize
-
-    (a0, a1), (b0, b1) = span(a), span(b)
-    return a0 < b1 and b0 < a1
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors may share memory; answered without addresses, which tensors of a traced graph do not have."""
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata

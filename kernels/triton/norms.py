@@ -127,7 +127,7 @@ def norms_kernel(
     D,
     RELEASE: tl.constexpr,
     MASKED: tl.constexpr,
-    SNAPSHOT: tl.constexpr,  # 0: none, 1: of images that are both referenced and updated, 2: of all that are read
+    OVERWRITTEN: tl.constexpr,  # see launch.Overwritten: 1 and 2 copy rows to the snapshot, 3 matches none that would need it
     VECTOR: tl.constexpr,  # strides and D count this many elements: divisibility without compiling for every size
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -136,9 +136,10 @@ def norms_kernel(
     image = tl.program_id(1)
     used = is_updated(references, image, K) if RELEASE else is_referenced(references, image, B * K)
     both = used
-    if SNAPSHOT > 0:
-        if SNAPSHOT == 1:
-            both = used & is_updated(references, image, K)
+    if (OVERWRITTEN == 1) | (OVERWRITTEN == 3):
+        both = used & is_updated(references, image, K)
+    MOVES: tl.constexpr = (OVERWRITTEN == 1) | (OVERWRITTEN == 2)
+    if MOVES:
         tl.store(moved + image, both.to(tl.int32))
     if used:
         D = D * VECTOR
@@ -155,12 +156,14 @@ def norms_kernel(
             eligible = eligible & is_finite(partner[1])
         elif MASKED:
             eligible = eligible & (tl.load(mask + image.to(tl.int64) * mask_b + token * mask_t, mask=exists, other=0) != 0)
+        if OVERWRITTEN == 3:
+            eligible = eligible & ~both
         out = image * M + row
         tl.store(scale + out, f, mask=exists)
         factor = tl.div_rn(1.0, scaled_norm(f, total))
         tl.store(inverse + out, tl.where(eligible, factor, 0.0), mask=exists)
         tl.store(weight + out, tl.where(eligible, tl.where(in_range(f), factor * f, CAREFUL), float("nan")), mask=exists)
-        if SNAPSHOT > 0 and both:
+        if MOVES and both:
             target = snapshot + (image.to(tl.int64) * M + token) * D
             for start in range(0, D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)

@@ -23,6 +23,7 @@ class Backend:
         merge: ``(x, bank, references, index, gate, alpha) -> y [B, T, D]``.
         fused: the whole call, ``(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search) -> None``; writes
             ``y``, which may be ``x``, as ``bank`` may be. Without it, ``match``, the gate and ``merge`` run one after another.
+        knows_disjoint: whether ``fused`` takes ``disjoint=True``, the promise of :func:`negengine.ops.negtome_`, and gains by it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Backend:
     match: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str], tuple[Tensor, Tensor]]
     merge: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     fused: Callable[..., None] | None = None
+    knows_disjoint: bool = False
 
 
 _BACKENDS: dict[str, Backend] = {}  # in order of preference

@@ -73,11 +73,12 @@ def _fused(
     mask: Tensor | None,
     matching: str,
     search: str,
+    disjoint: bool = False,
 ) -> None:
     from negengine.kernels.triton import launch
 
     with torch.cuda.device(x.device if x.is_cuda else -1):
-        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching)
+        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, disjoint)
 
 
-register_backend(Backend("triton", missing=_missing, refuses=_refuses, match=_match, merge=_merge, fused=_fused))
+register_backend(Backend("triton", _missing, _refuses, match=_match, merge=_merge, fused=_fused, knows_disjoint=True))

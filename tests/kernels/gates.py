@@ -95,7 +95,7 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
         rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, itemsize, device)
         common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
         for release in both:
-            constants = {"RELEASE": release, "MASKED": True, "SNAPSHOT": 1, **common, "ROWS": norms.rows, "BLOCK_D": norms.block_d}
+            constants = {"RELEASE": release, "MASKED": True, "OVERWRITTEN": 1, **common, "ROWS": norms.rows, "BLOCK_D": norms.block_d}
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
             for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
                 moves = merge and in_place

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
@@ -121,6 +122,58 @@ def test_only_images_that_are_read_and_written_are_copied(mode, moved):
             assert same_bits(search.snapshot[image], x[image])
     search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", torch.empty_like(x))
     assert search.snapshot is x
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.new_empty.default, torch.ops.aten.empty.memory_format, torch.ops.aten.clone.default):
+            self.bytes += out.nbytes
+        return out
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_workspace_at_the_sizes_of_flux(disjoint, monkeypatch):
+    """On the meta device, with kernels that do nothing: what a call reserves beyond its tensors."""
+
+    class Nothing:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: None
+
+    for name in ("norms_kernel", "match_kernel", "merge_kernel"):
+        monkeypatch.setattr(launch, name, Nothing())
+    monkeypatch.setattr(launch, "architecture", lambda device: tuning.ARCHITECTURES["sm_90"])
+    monkeypatch.setattr(launch, "_described", lambda tensor, *_: tensor)
+    x = torch.empty(4, 4096, 3072, dtype=torch.bfloat16, device="meta")
+    references = group_references("first", 4, 4).to("meta")
+    alpha, threshold = (torch.empty(n, dtype=torch.float64, device="meta") for n in (4, 1))
+    stats = torch.empty(3, dtype=torch.int64, device="meta")
+    with Allocations() as made:
+        launch.negtome(x, x, x, references, alpha, threshold, None, stats, None, "paper", disjoint=disjoint)
+    assert made.bytes < 4e6 if disjoint else made.bytes > x.nbytes
+
+
+@RUNS
+def test_a_promise_to_be_disjoint():
+    """Kept, it changes no bit. Broken, an image that is both read and overwritten is not matched; the others are."""
+    x, first = batch(), table_of([[-1], [0], [0]])
+    expected = ops.negtome_(x.clone(), first, 0.9, 0.3, backend="triton")
+    assert same_bits(ops.negtome_(x.clone(), first, 0.9, 0.3, backend="triton", disjoint=True), expected)
+    chain = table_of([[-1], [0], [1]])
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="disjoint=True, but an image of the table both has a reference and is one"):
+            ops.negtome_(x.clone(), chain, 0.9, 0.3, backend="triton", disjoint=True)
+    y, alpha = x.clone(), torch.full((3,), 0.9, dtype=torch.float64, device=DEVICE)
+    threshold = torch.full((1,), 0.3, dtype=torch.float64, device=DEVICE)
+    launch.negtome(y, y, y, chain, alpha, threshold, None, None, None, "paper", disjoint=True)
+    assert same_bits(y[1], expected[1])
+    assert same_bits(y[2], x[2])
 
 
 @RUNS
