@@ -12,7 +12,6 @@ from torch import Tensor
 from negengine.ops.registry import Backend, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-SEARCHES = ("auto", "exact")
 OLDEST = (8, 0)  # compute capability
 
 
@@ -39,11 +38,16 @@ def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | Non
         return f"runs on GPUs, not on {device.type}"
     if dtype not in DTYPES:
         return f"takes float16, bfloat16 and float32, not {dtype}"
-    if search not in SEARCHES:
-        return f"has no search={search!r}, only {' and '.join(map(repr, SEARCHES))}"
     capability = _capability(device) if device.type == "cuda" else None
     if capability is not None and capability < OLDEST:
         return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}, {device} has {capability[0]}.{capability[1]}"
+    if search in ("auto", "exact"):
+        return None
+    from negengine.kernels.triton import launch
+
+    architecture = launch.architecture(device)
+    if search not in architecture.searches:
+        return f"has no search={search!r} on {architecture.name}, only {', '.join(map(repr, architecture.searches))}"
     return None
 
 
@@ -51,7 +55,7 @@ def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, mat
     from negengine.kernels.triton import launch
 
     with torch.cuda.device(x.device if x.is_cuda else -1):
-        return launch.match(x, bank, references, mask, matching)
+        return launch.match(x, bank, references, mask, matching, search)
 
 
 def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def _fused(
     from negengine.kernels.triton import launch
 
     with torch.cuda.device(x.device if x.is_cuda else -1):
-        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, disjoint)
+        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
 
 
 register_backend(Backend("triton", _missing, _refuses, match=_match, merge=_merge, fused=_fused, knows_disjoint=True))

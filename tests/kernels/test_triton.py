@@ -114,13 +114,13 @@ def test_magnitudes_mixed_in_one_image(dtype, matching):
 @pytest.mark.parametrize("mode,moved", [("first", [0, 0, 0]), ("previous", [0, 1, 0]), ("others", [1, 1, 1])])
 def test_only_images_that_are_read_and_written_are_copied(mode, moved):
     x = batch()
-    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", x)
+    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", "exact", x)
     assert search.keys is x
     assert search.moved.tolist() == moved
     for image in range(3):
         if moved[image]:
             assert same_bits(search.snapshot[image], x[image])
-    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", torch.empty_like(x))
+    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", "exact", torch.empty_like(x))
     assert search.snapshot is x
 
 
@@ -288,8 +288,8 @@ def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
 def test_what_it_refuses():
     with pytest.raises(RuntimeError, match=r"triton: takes float16, bfloat16 and float32, not torch.float64"):
         ops.match(batch(torch.float64), batch(torch.float64)[0], backend="triton")
-    with pytest.raises(RuntimeError, match=r"triton: has no search='int8'"):
-        ops.match(batch(), batch()[0], backend="triton", search="int8")
+    with pytest.raises(RuntimeError, match=r"triton: has no search='bf16' on interpreter, only"):
+        ops.match(batch(), batch()[0], backend="triton", search="bf16")
 
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the tests above run by themselves")
