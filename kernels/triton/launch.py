@@ -6,6 +6,7 @@ import enum
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -14,6 +15,7 @@ from negengine.kernels.triton.match import KEPT, match_kernel
 from negengine.kernels.triton.merge import apply_kernel, merge_kernel
 from negengine.kernels.triton.norms import FP8, INT8, norms_kernel
 from torch import Tensor
+from torch.library import wrap_triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 EXTENT = 16  # bytes to which vector loads and descriptors are aligned
@@ -43,6 +45,16 @@ def architecture(device: torch.device) -> tuning.Architecture:
 @functools.cache
 def versions(device: torch.device) -> tuning.Versions:
     return tuning.Versions(torch.cuda.get_device_name(device), str(torch.__version__), triton.__version__)
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether a call with this tensor only records what would be done with a real one."""
+    return type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter
+
+
+def _launch(kernel: triton.JITFunction, x: Tensor) -> Any:
+    """The kernel, or its wrapper that a traced graph records."""
+    return wrap_triton(kernel) if traced(x) else kernel
 
 
 def negtome(
@@ -92,7 +104,7 @@ def merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tens
         return y
     x, bank, references, index = _rows(x), _rows(bank), references.contiguous(), index.contiguous()
     config, vector = tuning.merge_config(D, architecture(x.device)), _vector(x, bank)
-    apply_kernel[triton.cdiv(T, config.rows), B](
+    _launch(apply_kernel, x)[triton.cdiv(T, config.rows), B](
         x, y, bank, references, index, gate, alpha,
         *_strides(x, vector), *_strides(bank, vector), T, *gate.stride(), alpha.stride(0), K, T, M, D // vector,
         VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
@@ -153,7 +165,9 @@ def _search(
     # memory only; the device fills it for those images alone that are both read and overwritten
     snapshot = keys.new_empty(keys.shape) if moves else keys
     moved = references.new_empty(R) if moves else references
-    scale, inverse, weight, key_error = x.new_empty(4, R, M, dtype=torch.float32)
+    order = references.new_empty(B)
+    # each on its own: a traced graph would copy views of one tensor
+    scale, inverse, weight, key_error = (x.new_empty(R, M, dtype=torch.float32) for _ in range(4))
     device, quantised = architecture(x.device), QUANTISED[search]
     images = 0 if own or not quantised else len(queries)
     key_codes, query_codes, query_error, query_weight = keys, queries, key_error, weight  # some pointers, not read
@@ -161,12 +175,12 @@ def _search(
         padded = triton.cdiv(D, EXTENT) * EXTENT  # a byte a channel
         dtype = torch.int8 if search == "int8" else FP8_DTYPES.get(device.name, torch.float8_e4m3fn)
         key_codes = query_codes = keys.new_empty(R, M, padded, dtype=dtype)
-        query_error, query_weight = x.new_empty(2, len(queries), T, dtype=torch.float32)
+        query_error, query_weight = (x.new_empty(len(queries), T, dtype=torch.float32) for _ in range(2))
         if not own:
             query_codes = queries.new_empty(images, T, padded, dtype=dtype)
     rows = tuning.norms_config(D, x.itemsize, device)
-    norms_kernel[triton.cdiv(max(M, T) if images else M, rows.rows), R + images](
-        keys, bank, queries, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved,
+    _launch(norms_kernel, x)[triton.cdiv(max(M, T) if images else M, rows.rows), R + images](
+        keys, bank, queries, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved, order,
         key_codes, query_codes, key_error, query_error, query_weight,
         *_strides(keys, vector), *_strides(bank, vector), *_strides(queries, vector), *((0, 0) if mask is None else mask.stride()),
         B, K, T, M, D // vector, key_codes.shape[2], R,
@@ -183,11 +197,11 @@ def _search(
         score = x.new_empty(B, *slots, T, dtype=torch.float32)
         index = x.new_empty(B, *slots, T, dtype=torch.int32)
         units = B * triton.cdiv(T, config.block_m) * splits
-        match_kernel[(min(units, device.processors) if config.persistent else units,)](
+        _launch(match_kernel, x)[(min(units, device.processors) if config.persistent else units,)](
             _described(left, config.block_m, config), _described(right, config.block_n, config),
-            references, weight, key_error, score, index, *_strides(left, pitch), *_strides(right, pitch),
+            references, order, weight, key_error, score, index, *_strides(left, pitch), *_strides(right, pitch),
             B, K, T, M, depth // pitch, splits, span, units,
-            RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=depth % config.block_k == 0,
+            RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=bool(depth % config.block_k == 0),
             VECTOR=pitch, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
             HALVINGS=config.halvings, SPECIALIZE=config.specialize, QUANTISED=quantised,
             num_warps=config.num_warps, num_stages=config.num_stages,
@@ -221,9 +235,9 @@ def _merge(
     in_place, x = y is x, _rows(x)
     y = x if in_place else y
     (B, T, D), K, M = x.shape, references.shape[1], search.bank.shape[1]
-    config, vector = tuning.merge_config(D, architecture(x.device)), search.vector
+    config, vector = tuning.merge_config(D, architecture(x.device), search.quantised > 0), search.vector
     absent = references  # some pointer, not read
-    merge_kernel[triton.cdiv(T, config.rows), B](
+    _launch(merge_kernel, x)[triton.cdiv(T, config.rows), B](
         x, y, search.bank, search.queries, search.keys, search.snapshot, search.moved, references, search.scale, search.inverse,
         search.score, search.index, search.query_weight, search.query_error,
         *(absent if t is None else t for t in (mask, alpha, threshold, keep, stats, cosine, index)),
@@ -245,6 +259,8 @@ def _config(
 ) -> tuning.MatchConfig:
     """The default configuration, or, where tuning was asked for, the fastest; measured once a device, kept on disk."""
     cache = tuning.tuning_cache()
+    if traced(x):  # its arguments cannot be descriptors that the host makes, and nothing can be measured
+        return tuning.match_config(shape, itemsize, architecture(x.device), aligned, descriptors=False)
     if cache is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return tuning.match_config(shape, itemsize, architecture(x.device), aligned)
     key = versions(x.device), tuning.call_key(shape, itemsize, aligned)
@@ -286,12 +302,12 @@ def _vector(*tensors: Tensor) -> int:
     for t in tensors:
         strides = [stride for n, stride in zip(t.shape[:2], t.stride(), strict=False) if n > 1]
         # in a traced graph there is no address, but there storages begin as the allocator and the compiler lay them: aligned
-        start = t.data_ptr() if type(t) is Tensor else t.storage_offset() * t.itemsize
+        start = t.storage_offset() * t.itemsize if traced(t) else t.data_ptr()
         if start % EXTENT or t.shape[2] % vector or any(stride % vector or stride == 0 for stride in strides):
             return 1
     return vector
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors may share memory; answered without addresses, which tensors of a traced graph do not have."""
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    """Whether two tensors may share memory. In a traced graph, where tensors have none yet, they may."""
+    return traced(a) or a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

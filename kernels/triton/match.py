@@ -18,21 +18,6 @@ KEPT = tl.constexpr(4)  # quantised candidates that leave a split
 
 
 @triton.jit
-def nth_updated(references, B, K, n):
-    """The ``n``-th image that has references, -1 if there are fewer: images without any take no part in the schedule."""
-    image, seen = -1, 0
-    for start in range(0, B, 128):
-        b = start + tl.arange(0, 128)
-        has = tl.zeros([128], tl.int32)
-        for slot in range(K):
-            has |= (tl.load(references + b * K + slot, mask=b < B, other=-1) >= 0).to(tl.int32)
-        rank = seen + tl.cumsum(has, 0)
-        image = tl.maximum(image, tl.max(tl.where((has > 0) & (rank == n + 1), b, -1), 0))
-        seen += tl.sum(has, 0)
-    return image
-
-
-@triton.jit
 def scores(
     queries,
     keys,
@@ -193,6 +178,7 @@ def search_tile(
     queries,
     keys,
     references,
+    order,
     weight,
     key_error,
     candidate_score,
@@ -227,7 +213,7 @@ def search_tile(
     height = tl.minimum(B * row_tiles - first, GROUP)
     within = unit % (GROUP * splits)
     row_tile, split = first + within % height, within // height
-    image = nth_updated(references, B, K, row_tile // row_tiles)
+    image = tl.load(order + row_tile // row_tiles)
     if image >= 0:
         query_start = row_tile % row_tiles * BLOCK_M
         row = query_start + tl.arange(0, BLOCK_M)
@@ -291,7 +277,8 @@ def match_kernel(
     queries,  # [B or R, T, D], pointer or descriptor, of the rows or of their codes
     keys,  # [R or B, M, D], likewise
     references,  # [B, K]
-    weight,  # [R or B, M], from norms_kernel, as is key_error, read only if quantised
+    order,  # [B], from norms_kernel, as are weight and key_error: images without references take no part in the schedule
+    weight,  # [R or B, M]; key_error is read only if quantised
     key_error,
     candidate_score,  # out [B, splits, T] float32; if quantised [B, splits, KEPT + 1, T], see store_lanes
     candidate_index,  # out [B, splits, T] int32: slot * M + token, NONE or OUT_OF_RANGE
@@ -326,13 +313,13 @@ def match_kernel(
     if PERSISTENT:
         for unit in range(tl.program_id(0), units, tl.num_programs(0)):
             search_tile(
-                queries, keys, references, weight, key_error, candidate_score, candidate_index,
+                queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
                 query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
                 RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED,
             )  # fmt: skip
     else:
         search_tile(
-            queries, keys, references, weight, key_error, candidate_score, candidate_index,
+            queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
             query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
             tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED,
         )  # fmt: skip

@@ -125,7 +125,7 @@ def product_error(query_error, key_error, QUANTISED: tl.constexpr):
     share count most; by Cauchy and Schwarz their fourth powers bound it, however the channels are spread.
     """
     if QUANTISED == INT8:
-        return tl.sqrt_rn(query_error * query_error + key_error * key_error)
+        return tl.sqrt(query_error * query_error + key_error * key_error)
     else:
         return FP8_ERROR * query_error * key_error
 
@@ -231,7 +231,7 @@ def rescored(
         score, index = next_candidate(candidate_score, candidate_index, first, splits, T, exists, score, index, ROWS)
         going = going & (index >= 0) & (score * query_weight + DEVIATIONS * deviation >= best)
     # the bound is loose where large channels are not shared: what many candidates of this very row were off says more
-    measured = tl.sqrt_rn(squares / tl.maximum(count, 1.0)) * (MEASURED_DEVIATIONS / DEVIATIONS)
+    measured = tl.sqrt(squares / tl.maximum(count, 1.0)) * (MEASURED_DEVIATIONS / DEVIATIONS)
     deviation = tl.where(count >= 8, tl.minimum(deviation, measured), deviation)
     careful = careful | (exists & (hidden * query_weight + DEVIATIONS * deviation > best + HARMLESS) & (best > float("-inf")))
     return chosen, careful

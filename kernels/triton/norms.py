@@ -121,7 +121,7 @@ def quantise(
     """
     good = is_finite(total) & (total > 0)
     limit = 127.0 if QUANTISED == INT8 else 224.0  # peak is below 2, and the fp8 of AMD ends at 240
-    factor = tl.where(good, tl.div_rn(limit, peak) if QUANTISED == INT8 else limit / 2, 0.0)
+    factor = tl.where(good, limit / peak if QUANTISED == INT8 else limit / 2, 0.0)
     square = tl.zeros([ROWS], tl.float32)
     fourth = tl.zeros([ROWS], tl.float32)
     lost = tl.zeros([ROWS], tl.float32)
@@ -143,13 +143,13 @@ def quantise(
             fourth += tl.sum(v2 * v2, 1)
         square += tl.sum(u * u, 1)
         tl.store(codes[:, None] + d[None, :], code, mask=exists[:, None] & (d < padded)[None, :])
-    norm = tl.where(good, tl.sqrt_rn(total), 1.0)
-    size = tl.where(square > 0, tl.sqrt_rn(square), 1.0) / norm
+    norm = tl.where(good, tl.sqrt(total), 1.0)
+    size = tl.where(square > 0, tl.sqrt(square), 1.0) / norm
     if QUANTISED == INT8:
         error = peak / (127 * 3.4641016) / norm  # of a value that lies anywhere between two integers
     else:
-        error = tl.sqrt_rn(tl.sqrt_rn(fourth)) / norm
-    return size, tl.where(good, error, 0.0), tl.sqrt_rn(lost * gone / D) / norm
+        error = tl.sqrt(tl.sqrt(fourth)) / norm
+    return size, tl.where(good, error, 0.0), tl.sqrt(lost * gone / D) / norm
 
 
 @triton.jit
@@ -170,6 +170,22 @@ def is_referenced(references, image, entries):
     return found > 0
 
 
+@triton.jit
+def list_updated(order, references, B, K):
+    """The images that have references, in order, then -1."""
+    seen = 0
+    for start in range(0, B, 128):
+        b = start + tl.arange(0, 128)
+        has = tl.zeros([128], tl.int32)
+        for slot in range(K):
+            has |= (tl.load(references + b * K + slot, mask=b < B, other=-1) >= 0).to(tl.int32)
+        tl.store(order + seen + tl.cumsum(has, 0) - 1, b, mask=has > 0)
+        seen += tl.sum(has, 0)
+    for start in range(0, B, 128):
+        b = start + tl.arange(0, 128)
+        tl.store(order + b, -1, mask=(b >= seen) & (b < B))
+
+
 NORMS_SIZES = [
     "key_b", "key_t", "bank_b", "bank_t", "query_b", "query_t", "mask_b", "mask_t", "B", "K", "T", "M", "D", "padded", "R",
 ]  # fmt: skip
@@ -187,6 +203,7 @@ def norms_kernel(
     weight,  # out [R, M]: 1 / max(norm, eps) of the row itself or of its code, or CAREFUL, or NaN: products with it win nothing
     snapshot,  # out [R, M, D]: rows that are read after they may have been overwritten
     moved,  # out [R]: images whose rows are to be read from the snapshot
+    order,  # out [B]: see list_updated
     key_codes,  # out [R, M, padded]: rows in 8 bits, if quantised
     query_codes,  # out [B or R, T, padded], key_codes if the queries are the keys' tensor
     key_error,  # out [R, M]: see quantise
@@ -224,6 +241,8 @@ def norms_kernel(
     D = D * VECTOR
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = row.to(tl.int64)
+    if (tl.program_id(0) == 0) & (image == 0):
+        list_updated(order, references, B, K)
     if image < R:
         updated, referenced = is_updated(references, image, K), is_referenced(references, image, B * K)
         used = updated if RELEASE else referenced
@@ -283,6 +302,6 @@ def norms_kernel(
             codes = query_codes + (image.to(tl.int64) * T + token) * padded
             size, error, lost = quantise(source, codes, exists, f, total, peak, D, padded, QUANTISED, ROWS, BLOCK_D)
             out = image * T + row
-            plain = tl.div_rn(1.0, scaled_norm(f, total)) / size
+            plain = 1.0 / scaled_norm(f, total) / size
             tl.store(query_error + out, error, mask=exists)
             tl.store(query_weight + out, tl.where(lost <= MOST_LOST, plain, CAREFUL), mask=exists)

@@ -111,14 +111,14 @@ _HALF = {
     "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
     "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
 }
-# rows in 8 bits, int8 or fp8: a tile of 128 columns leaves registers for two candidates a lane
+# rows in 8 bits, int8 or fp8: smaller tiles than for 16 bits, as two candidates a lane take registers
 _QUANTISED = {
-    "sm_80": (MatchConfig(128, 128, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
-    "sm_86": (MatchConfig(128, 128, 128, 8, 2), MatchConfig(64, 64, 128, 4, 3)),
-    "sm_89": (MatchConfig(128, 128, 128, 8, 2), MatchConfig(64, 64, 128, 4, 3)),
-    "sm_90": (MatchConfig(128, 128, 128, 8, 4), MatchConfig(64, 128, 128, 4, 3)),
-    "sm_100": (MatchConfig(128, 128, 128, 8, 4, halvings=1), MatchConfig(128, 64, 128, 4, 3, halvings=1)),
-    "sm_120": (MatchConfig(128, 128, 128, 8, 2), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_80": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_86": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_89": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_90": (MatchConfig(256, 128, 128, 8, 3), MatchConfig(128, 128, 128, 8, 4)),
+    "sm_100": (MatchConfig(256, 128, 128, 8, 3, halvings=2), MatchConfig(128, 128, 128, 8, 4, halvings=1)),
+    "sm_120": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
     "generic": (MatchConfig(64, 64, 64, 4, 3), MatchConfig(64, 64, 64, 4, 3)),
     "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
@@ -132,12 +132,15 @@ _SINGLE = {
 _SINGLE_DEFAULT = (MatchConfig(64, 64, 16, 4, 3), MatchConfig(64, 64, 16, 4, 3))
 
 
-def known_configs(itemsize: int, architecture: Architecture, aligned: bool) -> tuple[MatchConfig, MatchConfig]:
+def known_configs(
+    itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True
+) -> tuple[MatchConfig, MatchConfig]:
     """For many tiles and for few.
 
     Args:
         itemsize: bytes of an element; 1 if quantised.
         aligned: whether every row starts on 16 bytes.
+        descriptors: whether the caller can pass any.
     """
     if architecture == INTERPRETER:
         return _HALF["interpreter"]
@@ -147,14 +150,20 @@ def known_configs(itemsize: int, architecture: Architecture, aligned: bool) -> t
         return _UNALIGNED, _UNALIGNED
     known = _QUANTISED if itemsize == 1 else _HALF
     large, small = known.get(architecture.name, known["generic"])
-    if architecture.descriptors:
+    if architecture.descriptors and descriptors:
         large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
     return large, small
 
 
-def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool) -> MatchConfig:
-    """The configuration of the search: large tiles where there are enough of them to occupy the device."""
-    large, small = known_configs(itemsize, architecture, aligned)
+def match_config(
+    shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True
+) -> MatchConfig:
+    """The configuration of the search: large tiles where there are enough of them to occupy the device.
+
+    Args:
+        descriptors: whether the caller can pass any.
+    """
+    large, small = known_configs(itemsize, architecture, aligned, descriptors)
     tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
     return large if tiles >= WAVES * architecture.processors else small
 
@@ -178,13 +187,13 @@ def norms_config(D: int, itemsize: int, architecture: Architecture) -> RowsConfi
     return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, 512 // itemsize), num_warps=4)
 
 
-def merge_config(D: int, architecture: Architecture) -> RowsConfig:
+def merge_config(D: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
     rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
-    return RowsConfig(rows=rows, block_d=_block_d(D, 256), num_warps=4)
+    return RowsConfig(rows=rows, block_d=_block_d(D, 128 if quantised else 256), num_warps=4)
 
 
 def _block_d(D: int, most: int) -> int:
-    return min(most, max(16, 1 << (D - 1).bit_length()))
+    return min(most, max(16, 1 << (int(D) - 1).bit_length()))
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 # they register themselves, those preferred first: the Triton kernels only where asked for, until they have run on a GPU
 import negengine.ops.cpu  # isort: skip
@@ -311,3 +312,27 @@ def _negtome_fake(x, bank, references, alpha, threshold, keep, mask, matching, s
 @torch.library.register_fake("negengine::negtome_")
 def _negtome_inplace_fake(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
     return None
+
+
+# --- graphs ------------------------------------------------------------------------------------------------------
+
+
+def _show_inside(name: str) -> None:
+    """Let compilers see what the chosen backend does, where it can be seen; an operator that stays opaque says so by itself."""
+    arguments = [argument.name for argument in getattr(torch.ops.negengine, name).default._schema.arguments]
+
+    def rule(mode, op, types, args, kwargs):  # type: ignore[no-untyped-def]
+        given = dict(zip(arguments, args, strict=False)) | kwargs
+        x = given["x"]
+        chosen, _ = registry.find(given.pop("backend"), x.device, x.dtype, given["search"])
+        inside = None if chosen is None else chosen.traced.get(name)
+        if inside is None:
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return inside(**given)
+
+    torch.library.register_torch_dispatch(f"negengine::{name}", FunctionalTensorMode, rule, lib=_LIBRARY)
+
+
+for _name in ("match", "negtome", "negtome_"):
+    _show_inside(_name)

@@ -51,17 +51,24 @@ def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | Non
     return None
 
 
+def _on(x: Tensor) -> torch.cuda.device:
+    """Makes the device of real tensors the current one."""
+    from negengine.kernels.triton import launch
+
+    return torch.cuda.device(x.device if x.is_cuda and not launch.traced(x) else -1)
+
+
 def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
     from negengine.kernels.triton import launch
 
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with _on(x):
         return launch.match(x, bank, references, mask, matching, search)
 
 
 def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
     from negengine.kernels.triton import launch
 
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with _on(x):
         return launch.merge(x, bank, references, index, gate, alpha)
 
 
@@ -81,8 +88,63 @@ def _fused(
 ) -> None:
     from negengine.kernels.triton import launch
 
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with _on(x):
         launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
 
 
-register_backend(Backend("triton", _missing, _refuses, match=_match, merge=_merge, fused=_fused, knows_disjoint=True))
+# --- what a compiled graph shows: the same launches, recorded ----------------------------------------------------
+
+
+@torch.library.triton_op("negengine::triton_match", mutates_args=())
+def _traced_match(
+    x: Tensor, bank: Tensor | None, references: Tensor, mask: Tensor | None, matching: str, search: str
+) -> tuple[Tensor, Tensor]:
+    return _match(x, x if bank is None else bank, references, mask, matching, search)
+
+
+@torch.library.triton_op("negengine::triton_negtome", mutates_args=())
+def _traced_negtome(
+    x: Tensor,
+    bank: Tensor | None,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+) -> Tensor:
+    y = x.new_empty(x.shape)
+    _fused(x, y, x if bank is None else bank, references, alpha, threshold, keep, None, mask, matching, search)
+    return y
+
+
+@torch.library.triton_op("negengine::triton_negtome_", mutates_args={"x", "stats"})
+def _traced_negtome_(
+    x: Tensor,
+    bank: Tensor | None,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    stats: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+    disjoint: bool = False,
+) -> None:
+    _fused(x, x, x if bank is None else bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
+
+
+register_backend(
+    Backend(
+        "triton",
+        missing=_missing,
+        refuses=_refuses,
+        match=_match,
+        merge=_merge,
+        fused=_fused,
+        knows_disjoint=True,
+        traced={"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
+    )
+)

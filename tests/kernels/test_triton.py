@@ -18,7 +18,6 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from negengine.kernels.triton import launch, norms, tuning
-from negengine.kernels.triton.match import nth_updated
 
 from negengine import ops
 from negengine.ops import registry
@@ -67,7 +66,7 @@ def test_every_split_gives_the_same_bits(dtype, matching, monkeypatch):
     found = []
     for span in (1, 2, 3, 100):
 
-        def splits(shape, config, architecture, span=span):
+        def splits(shape, config, architecture, slots, span=span):
             tiles = shape.K * -(-shape.M // config.block_n)
             return -(-tiles // span), span
 
@@ -91,7 +90,7 @@ def test_variants_give_the_same_bits(variant, monkeypatch):
 @RUNS
 @pytest.mark.parametrize("span", [1, 100])
 def test_of_equal_rows_the_first_slot_and_token_win(span, monkeypatch):
-    monkeypatch.setattr(tuning, "splits", lambda shape, config, _: (-(-shape.K * -(-shape.M // config.block_n) // span), span))
+    monkeypatch.setattr(tuning, "splits", lambda shape, config, *_: (-(-shape.K * -(-shape.M // config.block_n) // span), span))
     x = torch.ones(3, 70, 16, device=DEVICE)
     _, index = torch.ops.negengine.match(x, None, table_of([[-1, -1], [-1, 0], [2, 0]]), None, "paper", "auto", "triton")
     assert index.unique(dim=1).tolist() == [[-1], [70], [0]]
@@ -202,17 +201,16 @@ def test_at_most_three_launches(monkeypatch):
 
 
 @launch.triton.jit
-def _ordinals(out, references, B, K, COUNT: tl.constexpr):
-    for n in range(COUNT):
-        tl.store(out + n, nth_updated(references, B, K, n))
+def _order(out, references, B, K):
+    norms.list_updated(out, references, B, K)
 
 
 @RUNS
 def test_images_without_references_take_no_part():
     table = table_of([[-1, -1], [-1, 3]] * 100 + [[2, -1]])
-    out = torch.empty(110, dtype=torch.int32, device=DEVICE)
-    _ordinals[(1,)](out, table, 201, 2, 110)
-    assert out.tolist() == [*range(1, 201, 2), 200] + [-1] * 9
+    out = torch.empty(201, dtype=torch.int32, device=DEVICE)
+    _order[(1,)](out, table, 201, 2)
+    assert out.tolist() == [*range(1, 201, 2), 200] + [-1] * 100
 
 
 @RUNS
