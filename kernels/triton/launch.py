@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import triton
 from negengine.kernels.triton import tuning
-from negengine.kernels.triton.match import KEPT, match_kernel
+from negengine.kernels.triton.match import CANDIDATES, match_kernel
 from negengine.kernels.triton.merge import apply_kernel, merge_kernel
 from negengine.kernels.triton.norms import FP8, INT8, norms_kernel
 from torch import Tensor
@@ -178,7 +178,7 @@ def _search(
         query_error, query_weight = (x.new_empty(len(queries), T, dtype=torch.float32) for _ in range(2))
         if not own:
             query_codes = queries.new_empty(images, T, padded, dtype=dtype)
-    rows = tuning.norms_config(D, x.itemsize, device)
+    rows = tuning.norms_config(D, x.itemsize, device, quantised > 0)
     _launch(norms_kernel, x)[triton.cdiv(max(M, T) if images else M, rows.rows), R + images](
         keys, bank, queries, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved, order,
         key_codes, query_codes, key_error, query_error, query_weight,
@@ -192,8 +192,8 @@ def _search(
     left, right, depth, pitch = (query_codes, key_codes, key_codes.shape[2], EXTENT) if quantised else (queries, keys, D, vector)
 
     def match_with(config: tuning.MatchConfig) -> tuple[Tensor, Tensor, int]:
-        splits, span = tuning.splits(shape, config, device, KEPT.value + 1 if quantised else 1)
-        slots = (splits, KEPT.value + 1) if quantised else (splits,)
+        splits, span = tuning.splits(shape, config, device, CANDIDATES.value + 1 if quantised else 1)
+        slots = (splits, CANDIDATES.value + 1) if quantised else (splits,)
         score = x.new_empty(B, *slots, T, dtype=torch.float32)
         index = x.new_empty(B, *slots, T, dtype=torch.int32)
         units = B * triton.cdiv(T, config.block_m) * splits

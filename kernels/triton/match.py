@@ -2,7 +2,7 @@
 
 For ``paper`` matching the queries are source tokens and the keys reference tokens, for ``release`` the other way round.
 Only the keys' norms enter: that of the query changes no order. Every ``(row tile, split)`` leaves one candidate per query, or,
-where rows were quantised, ``KEPT`` and a bound on the scores of all others.
+where rows were quantised, ``CANDIDATES`` and a bound on the scores of all others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from negengine.kernels.triton.norms import CAREFUL, INT8, multiply
 NONE = tl.constexpr(-1)
 OUT_OF_RANGE = tl.constexpr(-2)  # in place of an index: a key has the weight CAREFUL
 LANES = tl.constexpr(8)  # groups of columns that keep two candidates each: in a fragment of a matrix product a thread's own
-KEPT = tl.constexpr(4)  # quantised candidates that leave a split
+CANDIDATES = tl.constexpr(4)  # quantised candidates that leave a split
 
 
 @triton.jit
@@ -52,8 +52,8 @@ def scores(
                 a = tl.load(left)
                 b = tl.load(right)
             else:
-                a = tl.load(left, mask=(d < D - start)[None, :], other=0)
-                b = tl.load(right, mask=(d < D - start)[:, None], other=0)
+                a = tl.load(left, mask=(d < D - start)[None, :], other=0.0)
+                b = tl.load(right, mask=(d < D - start)[:, None], other=0.0)
             product = multiply(a, b, product)
             left += BLOCK_K
             right += BLOCK_K
@@ -153,10 +153,10 @@ def store_lanes(
     careful,
     BLOCK_M: tl.constexpr,
 ):
-    """The best ``KEPT`` of the lanes, then the best score that any other key can have, with ``key_error`` in place of an index."""
+    """The best ``CANDIDATES`` of the lanes, then the best score that any other key can have, with ``key_error`` in place of an index."""
     hidden = tl.full([BLOCK_M], float("-inf"), tl.float32)
     taken = tl.zeros([BLOCK_M, LANES], tl.int32)
-    for slot in tl.static_range(KEPT):
+    for slot in tl.static_range(CANDIDATES):
         top = tl.max(best, 1)
         at = tl.min(tl.where(best == top[:, None], index, 2147483647), 1)
         hit = (best == top[:, None]) & (index == at[:, None])
@@ -168,9 +168,9 @@ def store_lanes(
         found = tl.where(top > float("-inf"), at, NONE)
         tl.store(candidate_score + out + slot * T, top, mask=exists)
         tl.store(candidate_index + out + slot * T, tl.where(careful > 0, OUT_OF_RANGE, found), mask=exists)
-    tl.store(candidate_score + out + KEPT * T, tl.maximum(hidden, tl.max(best, 1)), mask=exists)
+    tl.store(candidate_score + out + CANDIDATES * T, tl.maximum(hidden, tl.max(best, 1)), mask=exists)
     error = tl.zeros([BLOCK_M], tl.float32) + key_error
-    tl.store(candidate_index + out + KEPT * T, error.to(tl.int32, bitcast=True), mask=exists)
+    tl.store(candidate_index + out + CANDIDATES * T, error.to(tl.int32, bitcast=True), mask=exists)
 
 
 @triton.jit
@@ -259,7 +259,7 @@ def search_tile(
                 else:
                     best, index = fold(product, weights, key_start, offset, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
         if QUANTISED > 0:
-            out = (image * splits + split).to(tl.int64) * (KEPT + 1) * T + row
+            out = (image * splits + split).to(tl.int64) * (CANDIDATES + 1) * T + row
             store_lanes(
                 candidate_score, candidate_index, out, T, row < T, best, index, second, second_index, error, careful, BLOCK_M
             )
@@ -280,7 +280,7 @@ def match_kernel(
     order,  # [B], from norms_kernel, as are weight and key_error: images without references take no part in the schedule
     weight,  # [R or B, M]; key_error is read only if quantised
     key_error,
-    candidate_score,  # out [B, splits, T] float32; if quantised [B, splits, KEPT + 1, T], see store_lanes
+    candidate_score,  # out [B, splits, T] float32; if quantised [B, splits, CANDIDATES + 1, T], see store_lanes
     candidate_index,  # out [B, splits, T] int32: slot * M + token, NONE or OUT_OF_RANGE
     query_b,
     query_t,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.match import KEPT, NONE, OUT_OF_RANGE
+from negengine.kernels.triton.match import CANDIDATES, NONE, OUT_OF_RANGE
 from negengine.kernels.triton.norms import (
     CAREFUL as HARD,
 )
@@ -146,8 +146,8 @@ def next_candidate(
     score = tl.full([ROWS], float("-inf"), tl.float32)
     index = tl.full([ROWS], NONE, tl.int32)
     for split in range(splits):
-        for slot in tl.static_range(KEPT):
-            at = first + (split * (KEPT + 1) + slot) * T
+        for slot in tl.static_range(CANDIDATES):
+            at = first + (split * (CANDIDATES + 1) + slot) * T
             s = tl.load(candidate_score + at, mask=exists, other=float("-inf"))
             i = tl.load(candidate_index + at, mask=exists, other=NONE)
             follows = (i >= 0) & ((s < last_score) | ((s == last_score) & (i > last_index)))
@@ -190,10 +190,10 @@ def rescored(
     key_error = tl.zeros([ROWS], tl.float32)
     careful = exists & (query_weight == HARD)
     for split in range(splits):
-        at = first + split * (KEPT + 1) * T
+        at = first + split * (CANDIDATES + 1) * T
         careful = careful | (exists & (tl.load(candidate_index + at, mask=exists, other=NONE) == OUT_OF_RANGE))
-        hidden = tl.maximum(hidden, tl.load(candidate_score + at + KEPT * T, mask=exists, other=float("-inf")))
-        error = tl.load(candidate_index + at + KEPT * T, mask=exists, other=0).to(tl.float32, bitcast=True)
+        hidden = tl.maximum(hidden, tl.load(candidate_score + at + CANDIDATES * T, mask=exists, other=float("-inf")))
+        error = tl.load(candidate_index + at + CANDIDATES * T, mask=exists, other=0).to(tl.float32, bitcast=True)
         key_error = tl.maximum(key_error, error)
     deviation = product_error(query_error, key_error, QUANTISED)
 
@@ -273,7 +273,7 @@ def merge_kernel(
     references,  # [B, K]
     scale,  # [R or B, M], from norms_kernel, as is inverse
     inverse,
-    candidate_score,  # [B, splits, T] or [B, splits, KEPT + 1, T], from match_kernel, as is candidate_index
+    candidate_score,  # [B, splits, T] or [B, splits, CANDIDATES + 1, T], from match_kernel, as is candidate_index
     candidate_index,
     query_weight,  # [B or R, T], from norms_kernel, as is query_error, read only if quantised
     query_error,
@@ -356,7 +356,7 @@ def merge_kernel(
             chosen, uncertain = rescored(
                 query_rows, tl.load(query_weight + at, mask=exists, other=0), tl.load(query_error + at, mask=exists, other=0),
                 exists, keys, key_b, key_t, snapshot, moved, references, scale, inverse, candidate_score, candidate_index,
-                image.to(tl.int64) * splits * (KEPT + 1) * T + row, image, K, T, M, D, splits,
+                image.to(tl.int64) * splits * (CANDIDATES + 1) * T + row, image, K, T, M, D, splits,
                 RELEASE, KEYS_MOVE, QUANTISED, ROWS, BLOCK_D,
             )  # fmt: skip
             careful = uncertain.to(tl.int32)

@@ -244,7 +244,10 @@ def norms_kernel(
     if (tl.program_id(0) == 0) & (image == 0):
         list_updated(order, references, B, K)
     if image < R:
-        updated, referenced = is_updated(references, image, K), is_referenced(references, image, B * K)
+        updated = False
+        if RELEASE | (OVERWRITTEN == 1) | (OVERWRITTEN == 3) | OWN:  # then R is B, else there may be no such row of the table
+            updated = is_updated(references, image, K)
+        referenced = is_referenced(references, image, B * K)
         used = updated if RELEASE else referenced
         both = used
         if (OVERWRITTEN == 1) | (OVERWRITTEN == 3):

@@ -183,8 +183,9 @@ def splits(shape: Shape, config: MatchConfig, architecture: Architecture, slots:
     return -(-key_tiles // span), span
 
 
-def norms_config(D: int, itemsize: int, architecture: Architecture) -> RowsConfig:
-    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, 512 // itemsize), num_warps=4)
+def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
+    most = 128 if quantised else 512 // itemsize  # 256: 8 bytes spilled on sm_89
+    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, most), num_warps=4)
 
 
 def merge_config(D: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:

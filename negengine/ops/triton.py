@@ -145,6 +145,7 @@ register_backend(
         merge=_merge,
         fused=_fused,
         knows_disjoint=True,
-        traced={"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
+        # the interpreter runs kernels, it cannot record them
+        traced={} if _interpreted() else {"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
     )
 )

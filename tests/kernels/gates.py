@@ -86,7 +86,7 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
         found = dict.fromkeys(
             (aligned, dataclasses.replace(config, group=8))  # which changes no instruction
             for aligned in (both if not quantised else (True,))
-            for config in configs(itemsize, device, aligned)
+            for config in (*configs(itemsize, device, aligned), *tuning.known_configs(itemsize, device, aligned, False))
         )
         for aligned, config in found:
             for release in both if everything else (False,):
@@ -100,9 +100,9 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                     yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
     for dtype in DTYPES if everything else ("bf16", "fp32"):
         itemsize = 4 if dtype == "fp32" else 2
-        norms = tuning.norms_config(3072, itemsize, device)
         for release, search in itertools.product(both, [None, *searches]):
             quantised = CODES[search][1] if search else 0
+            norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
             rows = tuning.merge_config(3072, device, quantised > 0)
             common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
             constants = {
@@ -110,6 +110,8 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                 "ROWS": norms.rows, "BLOCK_D": norms.block_d,
             }  # fmt: skip
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
+            if not everything and (quantised or dtype == "fp32") and not (release and dtype == "fp32"):
+                continue
             for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
                 moves = merge and in_place
                 constants = {
