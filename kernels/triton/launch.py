@@ -246,7 +246,8 @@ def _merge(
         0 if alpha is None else alpha.stride(0), B, K, T, M, D // vector, search.splits,
         RELEASE=matching == "release", MERGE=alpha is not None, IN_PLACE=in_place, MASKED=mask is not None,
         KEPT=keep is not None, COUNTED=stats is not None, KEYS_MOVE=search.keys_move, BANK_MOVES=search.bank_moves,
-        CAREFUL=search.quantised > 0 or x.dtype != torch.float16, QUANTISED=search.quantised, VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=32,
+        CAREFUL=search.quantised > 0 or x.dtype != torch.float16, QUANTISED=search.quantised, VECTOR=vector,
+        ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=32,
         BLOCK_K=min(32, config.block_d), num_warps=config.num_warps,
     )  # fmt: skip
 

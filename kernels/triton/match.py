@@ -153,7 +153,7 @@ def store_lanes(
     careful,
     BLOCK_M: tl.constexpr,
 ):
-    """The best ``CANDIDATES`` of the lanes, then the best score that any other key can have, with ``key_error`` in place of an index."""
+    """The best ``CANDIDATES`` of the lanes, then a bound on all other scores, with ``key_error`` in place of an index."""
     hidden = tl.full([BLOCK_M], float("-inf"), tl.float32)
     taken = tl.zeros([BLOCK_M, LANES], tl.int32)
     for slot in tl.static_range(CANDIDATES):

@@ -145,11 +145,9 @@ def quantise(
         tl.store(codes[:, None] + d[None, :], code, mask=exists[:, None] & (d < padded)[None, :])
     norm = tl.where(good, tl.sqrt(total), 1.0)
     size = tl.where(square > 0, tl.sqrt(square), 1.0) / norm
-    if QUANTISED == INT8:
-        error = peak / (127 * 3.4641016) / norm  # of a value that lies anywhere between two integers
-    else:
-        error = tl.sqrt(tl.sqrt(fourth)) / norm
-    return size, tl.where(good, error, 0.0), tl.sqrt(lost * gone / D) / norm
+    # int8: of a value that lies anywhere between two integers
+    error = peak / (127 * 3.4641016) if QUANTISED == INT8 else tl.sqrt(tl.sqrt(fourth))
+    return size, tl.where(good, error / norm, 0.0), tl.sqrt(lost * gone / D) / norm
 
 
 @triton.jit

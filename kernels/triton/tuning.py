@@ -123,6 +123,13 @@ _QUANTISED = {
     "generic": (MatchConfig(64, 64, 64, 4, 3), MatchConfig(64, 64, 64, 4, 3)),
     "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
 }
+# for callers that cannot pass descriptors: with pointers the larger tiles above spill
+_POINTERS = {
+    ("sm_90", 1): MatchConfig(128, 128, 128, 8, 4),
+    ("sm_90", 2): MatchConfig(256, 128, 64, 8, 4),
+    ("sm_100", 1): MatchConfig(128, 128, 128, 8, 4, halvings=1),
+    ("sm_100", 2): MatchConfig(128, 128, 64, 8, 3, halvings=2),
+}
 # rows that do not start on 16 bytes cannot be copied asynchronously: they pass through registers, entry by entry
 _UNALIGNED = MatchConfig(64, 64, 32, 4, 2)
 # float32 is multiplied as such, on the plain units of NVIDIA: bound by registers, not by the tile
@@ -150,14 +157,14 @@ def known_configs(
         return _UNALIGNED, _UNALIGNED
     known = _QUANTISED if itemsize == 1 else _HALF
     large, small = known.get(architecture.name, known["generic"])
-    if architecture.descriptors and descriptors:
+    if architecture.descriptors and not descriptors:
+        return (_POINTERS[architecture.name, itemsize],) * 2
+    if architecture.descriptors:
         large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
     return large, small
 
 
-def match_config(
-    shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True
-) -> MatchConfig:
+def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> MatchConfig:
     """The configuration of the search: large tiles where there are enough of them to occupy the device.
 
     Args:

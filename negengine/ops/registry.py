@@ -77,7 +77,7 @@ def find(name: str | None, device: torch.device, dtype: torch.dtype, search: str
     """As :func:`choose`, but None where none can, and why those that were asked cannot."""
     if search not in SEARCHES:
         raise ValueError(f"search must be one of {SEARCHES}, got {search!r}")
-    reasons = []
+    reasons: list[str] = []
     for backend in _BACKENDS.values() if name is None else (_BACKENDS[known(name)],):
         reason = backend.missing() or backend.refuses(device, dtype, search)
         if reason is None:

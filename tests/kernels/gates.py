@@ -32,7 +32,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "order": "i32",
-    "key_error": "fp32", "query_error": "fp32", "query_weight": "fp32", "scale": "fp32", "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
+    "key_error": "fp32", "query_error": "fp32", "query_weight": "fp32",
+    "scale": "fp32", "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
     "mask": "i1", "keep": "i1", "gate": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",
 }  # fmt: skip
 TENSORS = {"x", "y", "bank", "queries", "keys", "snapshot"}
@@ -101,6 +102,8 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
     for dtype in DTYPES if everything else ("bf16", "fp32"):
         itemsize = 4 if dtype == "fp32" else 2
         for release, search in itertools.product(both, [None, *searches]):
+            if not everything and release != (dtype == "fp32"):
+                continue
             quantised = CODES[search][1] if search else 0
             norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
             rows = tuning.merge_config(3072, device, quantised > 0)
@@ -110,7 +113,7 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                 "ROWS": norms.rows, "BLOCK_D": norms.block_d,
             }  # fmt: skip
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
-            if not everything and (quantised or dtype == "fp32") and not (release and dtype == "fp32"):
+            if not everything and quantised and dtype != "fp32":
                 continue
             for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
                 moves = merge and in_place

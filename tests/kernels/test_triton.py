@@ -39,9 +39,9 @@ def batch(dtype=torch.float32, B=3, T=70, D=40, kind="near", seed=1):
     return tokens(kind, B, T, D, seed, dtype, DEVICE)
 
 
-def outcome(x, table, matching="paper", bank=None):
-    match = torch.ops.negengine.match(x, bank, table, None, matching, "auto", "triton")
-    return *match, ops.negtome_(x.clone(), table, 0.9, 0.3, bank=bank, matching=matching, backend="triton")
+def outcome(x, table, matching="paper", bank=None, search="auto"):
+    match = torch.ops.negengine.match(x, bank, table, None, matching, search, "triton")
+    return *match, ops.negtome_(x.clone(), table, 0.9, 0.3, bank=bank, matching=matching, search=search, backend="triton")
 
 
 def table_of(rows):
@@ -94,6 +94,85 @@ def test_of_equal_rows_the_first_slot_and_token_win(span, monkeypatch):
     x = torch.ones(3, 70, 16, device=DEVICE)
     _, index = torch.ops.negengine.match(x, None, table_of([[-1, -1], [-1, 0], [2, 0]]), None, "paper", "auto", "triton")
     assert index.unique(dim=1).tolist() == [[-1], [70], [0]]
+
+
+QUANTISED = pytest.mark.parametrize("search", ["int8", "fp8"])
+
+
+def needs(search):
+    device = launch.architecture(torch.device(DEVICE))
+    if search not in device.searches:
+        pytest.skip(f"{device.name} has no search={search!r}")
+
+
+@RUNS
+@QUANTISED
+@pytest.mark.parametrize(
+    "matching,variant",
+    [("release", {}), ("paper", {"halvings": 1}), ("paper", {"descriptors": True, "persistent": True})],
+    ids=str,
+)
+def test_quantised_variants_choose_as_an_exact_search(search, matching, variant, monkeypatch):
+    needs(search)
+    if "descriptors" in variant:
+        needs_descriptors()
+    x, table = batch(torch.bfloat16, 3, 37, 41, "normal"), table_of([[-1, -1], [2, 0], [0, 1]])
+    table = table if matching == "paper" else table[:, 1:]
+    exact = outcome(x, table, matching)
+    change(monkeypatch, **variant)
+    assert all(same_bits(a, b) for a, b in zip(exact, outcome(x, table, matching, search=search), strict=True))
+
+
+@RUNS
+@QUANTISED
+def test_a_channel_that_dwarfs_the_others(search):
+    """In 8 bits nothing else is left of an int8 row; what decides between the tokens must not be lost with it."""
+    needs(search)
+    x, r = batch(torch.float32, 1, 40, 64, "normal"), batch(torch.float32, 1, 50, 64, "normal", 2)[0]
+    x[..., 3], r[..., 3] = 3e4, 3e4 * torch.rand(50, device=DEVICE)
+    cosine, index = ops.match(x, r, search=search, backend="triton")
+    check_match(x[0].cpu(), r.cpu(), None, "paper", cosine[0].cpu(), index[0].cpu(), 1e-6 if search == "int8" else 1e-2)
+
+
+@RUNS
+@QUANTISED
+def test_more_rivals_than_candidates(search):
+    """One lane of one split holds all that is good, closer together than 8 bits can tell: more than it can keep."""
+    needs(search)
+    x = batch(torch.float32, 1, 8, 32, "normal")
+    r = batch(torch.float32, 1, 64, 32, "normal", 2)[0]
+    r[::8] = x[0, 0] + 0.15 * r[::8]
+    cosine, index = ops.match(x, r, search=search, backend="triton")
+    check_match(x[0].cpu(), r.cpu(), None, "paper", cosine[0].cpu(), index[0].cpu(), 1e-2)
+    near = batch(torch.float32, 1, 64, 4, "normal", 3)[0]  # four channels: an error of 0.03 and more would be allowed to stay
+    x = near[None, ::8] + 0.01
+    cosine, index = ops.match(x, near, search=search, backend="triton")
+    check_match(x[0].cpu(), near.cpu(), None, "paper", cosine[0].cpu(), index[0].cpu(), 1e-2)
+
+
+@RUNS
+def test_where_a_search_is_refused(monkeypatch):
+    for name, search, found in (("sm_90", "int8", "'auto', 'exact', 'fp8'"), ("sm_86", "fp8", "'auto', 'exact', 'int8'")):
+        monkeypatch.setattr(launch, "architecture", lambda device, name=name: tuning.ARCHITECTURES[name])
+        with pytest.raises(RuntimeError, match=f"has no search='{search}' on {name}, only {found}"):
+            ops.match(batch(), batch()[0], backend="triton", search=search)
+
+
+@RUNS
+@pytest.mark.skipif(DEVICE == "cuda", reason="reads what the host would write")
+@pytest.mark.parametrize("name", ["fp8e4nv", "fp8e4b8"])
+def test_rounding_to_fp8_is_to_nearest_even(name):
+    dtype = {"fp8e4nv": torch.float8_e4m3fn, "fp8e4b8": torch.float8_e4m3fnuz}[name]
+    values = torch.cat([torch.linspace(-224, 224, 4097), torch.logspace(-14, 5, 2000, 2)]).repeat(2)[:4096]
+    out = torch.empty(4096, dtype=dtype)
+    _round[(1,)](values, out, 4096)
+    assert torch.equal(out.float(), values.to(dtype).float())
+
+
+@launch.triton.jit
+def _round(values, out, N: tl.constexpr):
+    d = tl.arange(0, N)
+    tl.store(out + d, norms.rounded_to_fp8(tl.load(values + d), out.dtype.element_ty)[0])
 
 
 @RUNS
@@ -300,14 +379,17 @@ def test_without_a_gpu_it_says_so():
     "files,which",
     [
         (["tests/kernels/test_triton.py"], "test"),
-        (["tests/ops/test_contract.py"], "triton-cpu and exact"),
+        (
+            ["tests/ops/test_contract.py"],
+            "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))",
+        ),
         (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py"], "triton-cpu"),
         (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
     ],
     ids=["kernels", "contract", "in_place", "determinism"],
 )
 def test_under_the_interpreter(files, which):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "6", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "4", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-k", which, *files]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
