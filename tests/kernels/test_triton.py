@@ -135,19 +135,25 @@ def test_a_channel_that_dwarfs_the_others(search):
 
 
 @RUNS
-@QUANTISED
-def test_more_rivals_than_candidates(search):
-    """One lane of one split holds all that is good, closer together than 8 bits can tell: more than it can keep."""
-    needs(search)
-    x = batch(torch.float32, 1, 8, 32, "normal")
-    r = batch(torch.float32, 1, 64, 32, "normal", 2)[0]
-    r[::8] = x[0, 0] + 0.15 * r[::8]
-    cosine, index = ops.match(x, r, search=search, backend="triton")
-    check_match(x[0].cpu(), r.cpu(), None, "paper", cosine[0].cpu(), index[0].cpu(), 1e-2)
-    near = batch(torch.float32, 1, 64, 4, "normal", 3)[0]  # four channels: an error of 0.03 and more would be allowed to stay
-    x = near[None, ::8] + 0.01
-    cosine, index = ops.match(x, near, search=search, backend="triton")
-    check_match(x[0].cpu(), near.cpu(), None, "paper", cosine[0].cpu(), index[0].cpu(), 1e-2)
+def test_a_key_that_two_worse_ones_crowd_out():
+    """A lane keeps two whose codes flatter them; the third is better by over 0.01, which only an exact search can see."""
+    needs("fp8")
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(1, 4, generator=g)
+    rows = torch.randn(200_000, 4, generator=g)
+    rows /= rows.abs().amax(1, keepdim=True)  # so that the kernel's scale is 112 for each
+    exact = torch.cosine_similarity(rows, x)
+    rows, exact = rows[(exact > 0.4) & (exact < 0.5)], exact[(exact > 0.4) & (exact < 0.5)]
+    scale = 2.0 ** -torch.frexp(x.abs().max())[1] * 2 * 112
+    coded = torch.cosine_similarity((rows * 112).to(torch.float8_e4m3fn).float(), (x * scale).to(torch.float8_e4m3fn).float())
+    best = (coded - exact).argmin()
+    worse = ((exact < exact[best] - 0.011) & (coded > coded[best])).nonzero()[:2, 0]
+    assert len(worse) == 2
+    keys = (-x).repeat(32, 1)
+    keys[[0, 8]], keys[16] = rows[worse], rows[best]  # columns of one lane
+    cosine, index = ops.match(x[None].to(DEVICE), keys.to(DEVICE), search="fp8", backend="triton")
+    assert index.item() == 16
+    assert abs(cosine.item() - exact[best]) < 1e-6
 
 
 @RUNS
