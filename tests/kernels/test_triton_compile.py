@@ -111,11 +111,13 @@ def test_a_compiled_graph_shows_the_kernels(hopper, search, disjoint):
         graph = aot_export_module(block, arguments(), trace_joint=False)[0].graph
     written = [node.kwargs["tensors_to_clone"] for node in nodes(graph) if "triton_kernel_wrapper" in str(node.target)]
     moved = [] if disjoint else ["snapshot", "moved"]
-    assert [set(names) for names in written] == [
-        {*NORMS, *moved, *(CODES if search == "fp8" else [])},
-        {"candidate_score", "candidate_index"},
-        {"y", "stats"},
-    ]
+    norms_writes, match_writes, merge_writes = map(set, written)
+    assert norms_writes == {*NORMS, *moved, *(CODES if search == "fp8" else [])}
+    assert merge_writes == {"y", "stats"}
+    if torch.__version__ < "2.12":  # cannot read this kernel, and takes all that it gets to be written
+        assert match_writes >= {"candidate_score", "candidate_index"}
+    else:
+        assert match_writes == {"candidate_score", "candidate_index"}
     assert not any("negengine" in str(node.target) for node in nodes(graph))
 
 
