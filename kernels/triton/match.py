@@ -1,32 +1,20 @@
 """Search: the key of greatest cosine for every query, as a matrix product whose tiles are reduced where they are made.
 
 For ``paper`` matching the queries are source tokens and the keys reference tokens, for ``release`` the other way round.
-Only the keys' norms enter: that of the query changes no order. Every ``(row tile, split)`` leaves one candidate per query.
+Only the keys' norms enter: that of the query changes no order. Every ``(row tile, split)`` leaves one candidate per query, or,
+where rows were quantised, ``CANDIDATES`` and a bound on the scores of all others.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.norms import CAREFUL, multiply
+from negengine.kernels.triton.norms import CAREFUL, INT8, multiply
 
 NONE = tl.constexpr(-1)
 OUT_OF_RANGE = tl.constexpr(-2)  # in place of an index: a key has the weight CAREFUL
-
-
-@triton.jit
-def nth_updated(references, B, K, n):
-    """The ``n``-th image that has references, -1 if there are fewer: images without any take no part in the schedule."""
-    image, seen = -1, 0
-    for start in range(0, B, 128):
-        b = start + tl.arange(0, 128)
-        has = tl.zeros([128], tl.int32)
-        for slot in range(K):
-            has |= (tl.load(references + b * K + slot, mask=b < B, other=-1) >= 0).to(tl.int32)
-        rank = seen + tl.cumsum(has, 0)
-        image = tl.maximum(image, tl.max(tl.where((has > 0) & (rank == n + 1), b, -1), 0))
-        seen += tl.sum(has, 0)
-    return image
+LANES = tl.constexpr(8)  # groups of columns that keep two candidates each: in a fragment of a matrix product a thread's own
+CANDIDATES = tl.constexpr(4)  # quantised candidates that leave a split
 
 
 @triton.jit
@@ -46,9 +34,10 @@ def scores(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPECIALIZE: tl.constexpr,
+    QUANTISED: tl.constexpr,
 ):
     """``[BLOCK_M, BLOCK_N]`` products of queries and keys in float32."""
-    product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    product = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if QUANTISED == INT8 else tl.float32)
     if DESCRIPTORS:
         for start in tl.range(0, D, BLOCK_K, warp_specialize=SPECIALIZE):
             a = queries.load([query_image, query_start, start]).reshape(BLOCK_M, BLOCK_K)
@@ -63,12 +52,12 @@ def scores(
                 a = tl.load(left)
                 b = tl.load(right)
             else:
-                a = tl.load(left, mask=(d < D - start)[None, :], other=0)
-                b = tl.load(right, mask=(d < D - start)[:, None], other=0)
+                a = tl.load(left, mask=(d < D - start)[None, :], other=0.0)
+                b = tl.load(right, mask=(d < D - start)[:, None], other=0.0)
             product = multiply(a, b, product)
             left += BLOCK_K
             right += BLOCK_K
-    return product
+    return product.to(tl.float32)
 
 
 @triton.jit
@@ -101,11 +90,97 @@ def fold(
 
 
 @triton.jit
+def fold_lanes(
+    product,
+    weight,
+    start,
+    offset,
+    M,
+    best,
+    index,
+    second,
+    second_index,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HALVINGS: tl.constexpr,
+):
+    """The two best scores and their indices of each row and lane ``[BLOCK_M, LANES]``, with the keys ``start ...`` taken in."""
+    if HALVINGS > 0:
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = product.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        best, index, second, second_index = fold_lanes(
+            left, weight, start, offset, M, best, index, second, second_index, BLOCK_M, HALF, HALVINGS - 1
+        )
+        best, index, second, second_index = fold_lanes(
+            right, weight, start + HALF, offset, M, best, index, second, second_index, BLOCK_M, HALF, HALVINGS - 1
+        )
+        return best, index, second, second_index
+    else:
+        DEPTH: tl.constexpr = BLOCK_N // LANES
+        column = start + tl.arange(0, BLOCK_N)
+        score = product * tl.load(weight + column, mask=column < M, other=float("nan"))[None, :]
+        score = score.reshape(BLOCK_M, DEPTH, LANES)
+        step = tl.arange(0, DEPTH)[None, :, None]
+        top = tl.max(score, 1)
+        at = tl.min(tl.where(score == top[:, None, :], step, 2147483647), 1)
+        score = tl.where(step == at[:, None, :], float("-inf"), score)
+        runner = tl.max(score, 1)
+        runner_at = tl.min(tl.where(score == runner[:, None, :], step, 2147483647), 1)
+        first = (offset + start) + tl.arange(0, LANES)[None, :]
+        # strict comparisons: of equal scores the lower index stays
+        better = top > best
+        other = tl.where(better, best, second)
+        other_index = tl.where(better, index, second_index)
+        rival = tl.where(better, runner, top)
+        rival_index = first + LANES * tl.where(better, runner_at, at)
+        wins = rival > other
+        best, index = tl.where(better, top, best), tl.where(better, first + LANES * at, index)
+        return best, index, tl.where(wins, rival, other), tl.where(wins, rival_index, other_index)
+
+
+@triton.jit
+def store_lanes(
+    candidate_score,
+    candidate_index,
+    out,
+    T,
+    exists,
+    best,
+    index,
+    second,
+    second_index,
+    key_error,
+    careful,
+    BLOCK_M: tl.constexpr,
+):
+    """The best ``CANDIDATES`` of the lanes, then a bound on all other scores, with ``key_error`` in place of an index."""
+    hidden = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    taken = tl.zeros([BLOCK_M, LANES], tl.int32)
+    for slot in tl.static_range(CANDIDATES):
+        top = tl.max(best, 1)
+        at = tl.min(tl.where(best == top[:, None], index, 2147483647), 1)
+        hit = (best == top[:, None]) & (index == at[:, None])
+        # a lane that has given both may hide a third
+        hidden = tl.maximum(hidden, tl.max(tl.where(hit & (taken > 0), best, float("-inf")), 1))
+        best, second = tl.where(hit, second, best), tl.where(hit, float("-inf"), second)
+        index = tl.where(hit, second_index, index)
+        taken += hit.to(tl.int32)
+        found = tl.where(top > float("-inf"), at, NONE)
+        tl.store(candidate_score + out + slot * T, top, mask=exists)
+        tl.store(candidate_index + out + slot * T, tl.where(careful > 0, OUT_OF_RANGE, found), mask=exists)
+    tl.store(candidate_score + out + CANDIDATES * T, tl.maximum(hidden, tl.max(best, 1)), mask=exists)
+    error = tl.zeros([BLOCK_M], tl.float32) + key_error
+    tl.store(candidate_index + out + CANDIDATES * T, error.to(tl.int32, bitcast=True), mask=exists)
+
+
+@triton.jit
 def search_tile(
     queries,
     keys,
     references,
+    order,
     weight,
+    key_error,
     candidate_score,
     candidate_index,
     query_b,
@@ -129,6 +204,7 @@ def search_tile(
     GROUP: tl.constexpr,
     HALVINGS: tl.constexpr,
     SPECIALIZE: tl.constexpr,
+    QUANTISED: tl.constexpr,
 ):
     """Candidates of one row tile from ``span`` consecutive key tiles."""
     row_tiles, key_tiles = tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
@@ -137,7 +213,7 @@ def search_tile(
     height = tl.minimum(B * row_tiles - first, GROUP)
     within = unit % (GROUP * splits)
     row_tile, split = first + within % height, within // height
-    image = nth_updated(references, B, K, row_tile // row_tiles)
+    image = tl.load(order + row_tile // row_tiles)
     if image >= 0:
         query_start = row_tile % row_tiles * BLOCK_M
         row = query_start + tl.arange(0, BLOCK_M)
@@ -147,8 +223,14 @@ def search_tile(
         query_rows = queries
         if not DESCRIPTORS:
             query_rows = queries + query_image.to(tl.int64) * query_b + tl.minimum(row, T - 1).to(tl.int64) * query_t
-        best = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        index = tl.full([BLOCK_M], NONE, tl.int32)
+        if QUANTISED > 0:
+            best = tl.full([BLOCK_M, LANES], float("-inf"), tl.float32)
+            index = tl.full([BLOCK_M, LANES], NONE, tl.int32)
+        else:
+            best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+            index = tl.full([BLOCK_M], NONE, tl.int32)
+        second, second_index = best, index
+        error = 0.0
         careful = 0
         for tile in range(split * span, tl.minimum((split + 1) * span, K * key_tiles)):
             slot = tile // key_tiles
@@ -165,13 +247,26 @@ def search_tile(
                     key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
                 product = scores(
                     queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
-                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE,
+                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE, QUANTISED,
                 )  # fmt: skip
                 careful |= tl.max((tl.load(weight + key_image * M + token) == CAREFUL).to(tl.int32), 0)
-                best, index = fold(product, weight + key_image * M, key_start, slot * M, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
-        out = (image * splits + split).to(tl.int64) * T + row
-        tl.store(candidate_score + out, best, mask=row < T)
-        tl.store(candidate_index + out, tl.where(careful > 0, OUT_OF_RANGE, index), mask=row < T)
+                weights, offset = weight + key_image * M, slot * M
+                if QUANTISED > 0:
+                    error = tl.maximum(error, tl.max(tl.load(key_error + key_image * M + token), 0))
+                    best, index, second, second_index = fold_lanes(
+                        product, weights, key_start, offset, M, best, index, second, second_index, BLOCK_M, BLOCK_N, HALVINGS
+                    )
+                else:
+                    best, index = fold(product, weights, key_start, offset, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
+        if QUANTISED > 0:
+            out = (image * splits + split).to(tl.int64) * (CANDIDATES + 1) * T + row
+            store_lanes(
+                candidate_score, candidate_index, out, T, row < T, best, index, second, second_index, error, careful, BLOCK_M
+            )
+        else:
+            out = (image * splits + split).to(tl.int64) * T + row
+            tl.store(candidate_score + out, best, mask=row < T)
+            tl.store(candidate_index + out, tl.where(careful > 0, OUT_OF_RANGE, index), mask=row < T)
 
 
 SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "splits", "span", "units"]
@@ -179,11 +274,13 @@ SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "split
 
 @triton.jit(do_not_specialize=SIZES)
 def match_kernel(
-    queries,  # [B or R, T, D], pointer or descriptor
+    queries,  # [B or R, T, D], pointer or descriptor, of the rows or of their codes
     keys,  # [R or B, M, D], likewise
     references,  # [B, K]
-    weight,  # [R or B, M], from norms_kernel
-    candidate_score,  # out [B, splits, T] float32
+    order,  # [B], from norms_kernel, as are weight and key_error: images without references take no part in the schedule
+    weight,  # [R or B, M]; key_error is read only if quantised
+    key_error,
+    candidate_score,  # out [B, splits, T] float32; if quantised [B, splits, CANDIDATES + 1, T], see store_lanes
     candidate_index,  # out [B, splits, T] int32: slot * M + token, NONE or OUT_OF_RANGE
     query_b,
     query_t,
@@ -208,6 +305,7 @@ def match_kernel(
     GROUP: tl.constexpr,
     HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
     SPECIALIZE: tl.constexpr,  # some warps load, others multiply
+    QUANTISED: tl.constexpr,
 ):
     """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
     query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
@@ -215,13 +313,13 @@ def match_kernel(
     if PERSISTENT:
         for unit in range(tl.program_id(0), units, tl.num_programs(0)):
             search_tile(
-                queries, keys, references, weight, candidate_score, candidate_index,
+                queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
                 query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
-                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE,
+                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED,
             )  # fmt: skip
     else:
         search_tile(
-            queries, keys, references, weight, candidate_score, candidate_index,
+            queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
             query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
-            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE,
+            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED,
         )  # fmt: skip

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.match import NONE, OUT_OF_RANGE
+from negengine.kernels.triton.match import CANDIDATES, NONE, OUT_OF_RANGE
 from negengine.kernels.triton.norms import (
+    CAREFUL as HARD,
+)
+from negengine.kernels.triton.norms import (
+    INT8,
     in_range,
     is_finite,
     is_updated,
@@ -16,6 +20,11 @@ from negengine.kernels.triton.norms import (
     scaled_norm,
     widened,
 )
+
+FP8_ERROR = tl.constexpr(0.037)  # standard deviation of the relative error of a product of two values with 3 mantissa bits
+DEVIATIONS = tl.constexpr(4.0)  # that a candidate may be off
+MEASURED_DEVIATIONS = tl.constexpr(6.0)  # the same, where the deviation is an estimate
+HARMLESS = tl.constexpr(0.009)  # by how much a key may be better unseen: the contract of spec.md allows 0.01
 
 
 @triton.jit
@@ -109,6 +118,126 @@ def careful_search(
 
 
 @triton.jit
+def product_error(query_error, key_error, QUANTISED: tl.constexpr):
+    """Bound on the standard deviation of an approximate cosine, from what ``quantise`` says of the two rows.
+
+    int8: errors are as large in every channel. fp8: they are in proportion to the value, so large channels that the two rows
+    share count most; by Cauchy and Schwarz their fourth powers bound it, however the channels are spread.
+    """
+    if QUANTISED == INT8:
+        return tl.sqrt(query_error * query_error + key_error * key_error)
+    else:
+        return FP8_ERROR * query_error * key_error
+
+
+@triton.jit
+def next_candidate(
+    candidate_score,
+    candidate_index,
+    first,
+    splits,
+    T,
+    exists,
+    last_score,
+    last_index,
+    ROWS: tl.constexpr,
+):
+    """Of a row's candidates the one that follows ``last``, in order of falling score and rising index."""
+    score = tl.full([ROWS], float("-inf"), tl.float32)
+    index = tl.full([ROWS], NONE, tl.int32)
+    for split in range(splits):
+        for slot in tl.static_range(CANDIDATES):
+            at = first + (split * (CANDIDATES + 1) + slot) * T
+            s = tl.load(candidate_score + at, mask=exists, other=float("-inf"))
+            i = tl.load(candidate_index + at, mask=exists, other=NONE)
+            follows = (i >= 0) & ((s < last_score) | ((s == last_score) & (i > last_index)))
+            better = follows & ((s > score) | ((s == score) & (i < index)))
+            score, index = tl.where(better, s, score), tl.where(better, i, index)
+    return score, index
+
+
+@triton.jit
+def rescored(
+    queries,
+    query_weight,
+    query_error,
+    exists,
+    keys,
+    key_b,
+    key_t,
+    snapshot,
+    moved,
+    references,
+    scale,
+    inverse,
+    candidate_score,
+    candidate_index,
+    first,
+    image,
+    K,
+    T,
+    M,
+    D,
+    splits,
+    RELEASE: tl.constexpr,
+    KEYS_MOVE: tl.constexpr,
+    QUANTISED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The best candidate by its cosine in float32, and whether a key that is no candidate may be better by ``HARMLESS``."""
+    hidden = tl.full([ROWS], float("-inf"), tl.float32)
+    key_error = tl.zeros([ROWS], tl.float32)
+    careful = exists & (query_weight == HARD)
+    for split in range(splits):
+        at = first + split * (CANDIDATES + 1) * T
+        careful = careful | (exists & (tl.load(candidate_index + at, mask=exists, other=NONE) == OUT_OF_RANGE))
+        hidden = tl.maximum(hidden, tl.load(candidate_score + at + CANDIDATES * T, mask=exists, other=float("-inf")))
+        error = tl.load(candidate_index + at + CANDIDATES * T, mask=exists, other=0).to(tl.float32, bitcast=True)
+        key_error = tl.maximum(key_error, error)
+    deviation = product_error(query_error, key_error, QUANTISED)
+
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    chosen = tl.full([ROWS], NONE, tl.int32)
+    score, index = next_candidate(
+        candidate_score,
+        candidate_index,
+        first,
+        splits,
+        T,
+        exists,
+        tl.full([ROWS], float("inf"), tl.float32),
+        chosen,
+        ROWS,
+    )
+    count = tl.zeros([ROWS], tl.float32)
+    squares = tl.zeros([ROWS], tl.float32)
+    going = exists & (index >= 0) & ~careful
+    while tl.max(going.to(tl.int32), 0) > 0:
+        at_least = tl.maximum(index, 0)
+        key_image = tl.zeros([ROWS], tl.int32) + image
+        if not RELEASE:
+            key_image = tl.maximum(tl.load(references + image * K + at_least // M), 0)
+        token = at_least % M
+        rows = rows_of(keys, key_b, key_t, snapshot, moved, key_image, token, M, D, KEYS_MOVE)
+        key_scale = tl.load(scale + key_image * M + token)
+        f, total, product = query_and_pair(queries, rows, key_scale, going, D, ROWS, BLOCK_D)
+        cosine = tl.div_rn(product, scaled_norm(f, total)) * tl.load(inverse + key_image * M + token)
+        better = going & ((cosine > best) | ((cosine == best) & (index < chosen)))
+        difference = score * query_weight - cosine
+        count += going.to(tl.float32)
+        squares += tl.where(going, difference * difference, 0.0)
+        best, chosen = tl.where(better, cosine, best), tl.where(better, index, chosen)
+        score, index = next_candidate(candidate_score, candidate_index, first, splits, T, exists, score, index, ROWS)
+        going = going & (index >= 0) & (score * query_weight + DEVIATIONS * deviation >= best)
+    # the bound is loose where large channels are not shared: what many candidates of this very row were off says more
+    measured = tl.sqrt(squares / tl.maximum(count, 1.0)) * (MEASURED_DEVIATIONS / DEVIATIONS)
+    deviation = tl.where(count >= 8, tl.minimum(deviation, measured), deviation)
+    careful = careful | (exists & (hidden * query_weight + DEVIATIONS * deviation > best + HARMLESS) & (best > float("-inf")))
+    return chosen, careful
+
+
+@triton.jit
 def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D: tl.constexpr):
     """``(1 + alpha) x - alpha r`` to ``y`` where ``gate``; elsewhere ``x``, bit for bit, unless it is there already."""
     # 1 + alpha in float64, as Python would
@@ -144,8 +273,10 @@ def merge_kernel(
     references,  # [B, K]
     scale,  # [R or B, M], from norms_kernel, as is inverse
     inverse,
-    candidate_score,  # [B, splits, T], from match_kernel, as is candidate_index
+    candidate_score,  # [B, splits, T] or [B, splits, CANDIDATES + 1, T], from match_kernel, as is candidate_index
     candidate_index,
+    query_weight,  # [B or R, T], from norms_kernel, as is query_error, read only if quantised
+    query_error,
     mask,  # [R, M], read for release matching only
     alpha,  # [B] float64
     threshold,  # [1] float64
@@ -182,7 +313,8 @@ def merge_kernel(
     COUNTED: tl.constexpr,
     KEYS_MOVE: tl.constexpr,
     BANK_MOVES: tl.constexpr,
-    CAREFUL: tl.constexpr,  # the dtype has magnitudes whose products leave float32
+    CAREFUL: tl.constexpr,  # the dtype has magnitudes whose products leave float32, or rows are quantised
+    QUANTISED: tl.constexpr,
     VECTOR: tl.constexpr,  # strides and D count this many elements
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -204,18 +336,6 @@ def merge_kernel(
     if COUNTED and (tl.program_id(0) == 0) & (image == 0):
         tl.atomic_add(stats + 2, 1)
     if updated:
-        best = tl.full([ROWS], float("-inf"), tl.float32)
-        chosen = tl.full([ROWS], NONE, tl.int32)
-        careful = tl.zeros([ROWS], tl.int32)
-        for split in range(splits):
-            at = (image.to(tl.int64) * splits + split) * T + row
-            score = tl.load(candidate_score + at, mask=exists, other=float("-inf"))
-            candidate = tl.load(candidate_index + at, mask=exists, other=NONE)
-            careful |= (candidate == OUT_OF_RANGE).to(tl.int32)
-            better = score > best  # strict, and splits ascend: of equal scores the lowest index wins
-            best = tl.where(better, score, best)
-            chosen = tl.where(better, candidate, chosen)
-
         query_image = tl.zeros([ROWS], tl.int32) + image
         if RELEASE:
             query_image = tl.zeros([ROWS], tl.int32) + tl.load(references + image * K)
@@ -231,6 +351,27 @@ def merge_kernel(
             D,
             RELEASE and BANK_MOVES,
         )
+        if QUANTISED > 0:
+            at = query_image.to(tl.int64) * T + row
+            chosen, uncertain = rescored(
+                query_rows, tl.load(query_weight + at, mask=exists, other=0), tl.load(query_error + at, mask=exists, other=0),
+                exists, keys, key_b, key_t, snapshot, moved, references, scale, inverse, candidate_score, candidate_index,
+                image.to(tl.int64) * splits * (CANDIDATES + 1) * T + row, image, K, T, M, D, splits,
+                RELEASE, KEYS_MOVE, QUANTISED, ROWS, BLOCK_D,
+            )  # fmt: skip
+            careful = uncertain.to(tl.int32)
+        else:
+            best = tl.full([ROWS], float("-inf"), tl.float32)
+            chosen = tl.full([ROWS], NONE, tl.int32)
+            careful = tl.zeros([ROWS], tl.int32)
+            for split in range(splits):
+                at = (image.to(tl.int64) * splits + split) * T + row
+                score = tl.load(candidate_score + at, mask=exists, other=float("-inf"))
+                candidate = tl.load(candidate_index + at, mask=exists, other=NONE)
+                careful |= (candidate == OUT_OF_RANGE).to(tl.int32)
+                better = score > best  # strict, and splits ascend: of equal scores the lowest index wins
+                best = tl.where(better, score, best)
+                chosen = tl.where(better, candidate, chosen)
         slot, token = tl.maximum(chosen, 0) // M, tl.maximum(chosen, 0) % M
         reference = tl.maximum(tl.load(references + image * K + slot), 0)
         key_image = reference
@@ -241,7 +382,8 @@ def merge_kernel(
         found = exists & (chosen >= 0)
         f, total, product = query_and_pair(query_rows, key_rows, key_scale, exists, D, ROWS, BLOCK_D)
         if CAREFUL:
-            careful |= (exists & is_finite(total) & (total > 0) & ~in_range(f)).to(tl.int32)
+            if QUANTISED == 0:
+                careful |= (exists & is_finite(total) & (total > 0) & ~in_range(f)).to(tl.int32)
             if tl.max(careful, 0) > 0:
                 again = careful_search(
                     query_rows, f, exists, keys, key_b, key_t, snapshot, moved, references, scale, inverse,

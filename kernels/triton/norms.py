@@ -7,7 +7,9 @@ import triton.language as tl
 
 EPS = tl.constexpr(1e-12)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-CAREFUL = tl.constexpr(float("inf"))  # a weight: the magnitude needs the careful search of the merge kernel
+CAREFUL = tl.constexpr(float("inf"))  # a weight: the key needs the careful search of the merge kernel
+INT8, FP8 = tl.constexpr(1), tl.constexpr(2)  # values of QUANTISED; 0: the search reads the rows themselves
+MOST_LOST = tl.constexpr(0.01)  # of a row's norm: what an int8 code may lose of channels that become zero
 
 
 @triton.jit
@@ -42,10 +44,10 @@ def narrowed(v, dtype: tl.constexpr):
 
 @triton.jit
 def multiply(a, b, product):
-    """``product + a @ b``, accumulated in float32."""
+    """``product + a @ b``, accumulated in float32, or in int32 where ``product`` is."""
     if INTERPRETED and a.dtype == tl.bfloat16:  # of which the interpreter would multiply the bit patterns
         return tl.dot(widened(a), widened(b), product, input_precision="ieee")
-    return tl.dot(a, b, product, input_precision="ieee")
+    return tl.dot(a, b, product, input_precision="ieee", out_dtype=product.dtype)
 
 
 @triton.jit
@@ -67,7 +69,7 @@ def scaled_norm(f, total):
 
 @triton.jit
 def rows_squared(pointers, exists, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Scale and scaled sum of squares of rows; the sum is not finite if, and only if, the row is not.
+    """Scale, scaled sum of squares and scaled peak of rows; the sum is not finite if, and only if, the row is not.
 
     Squares of bfloat16 and float32 overflow and vanish, so every row is scaled by a power of two, which is exact.
     """
@@ -83,7 +85,69 @@ def rows_squared(pointers, exists, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr)
         v *= smaller[:, None]
         total = total * (ratio * ratio) + tl.sum(v * v, 1)
         f = smaller
-    return f, total
+    return f, total, peak * f
+
+
+@triton.jit
+def rounded_to_fp8(v, dtype: tl.constexpr):
+    """Float32 of magnitude at most 240 in an fp8 of 3 mantissa bits, and what it then is in float32."""
+    if INTERPRETED:  # whose conversion does not round
+        bits = v.to(tl.int32, bitcast=True)
+        normal = ((bits + 524287 + ((bits >> 20) & 1)) & -1048576).to(tl.float32, bitcast=True)
+        magic = 1.5 * 2.0**14  # the last bit of a float32 of this size is 2^-9, the smallest fp8
+        v = tl.where(tl.abs(v) < 2.0**-6, (v + magic) - magic, normal)
+        return v.to(dtype), v
+    code = v.to(dtype)
+    return code, code.to(tl.float32)
+
+
+@triton.jit
+def quantise(
+    source,
+    codes,
+    exists,
+    f,
+    total,
+    peak,
+    D,
+    padded,
+    QUANTISED: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Write rows in 8 bits, zeros in the padding. Returns three numbers a row, all as shares of its norm:
+
+    how large the coded row is; how large the error of a product is (see ``product_error``); what became zero and should not.
+    """
+    good = is_finite(total) & (total > 0)
+    limit = 127.0 if QUANTISED == INT8 else 224.0  # peak is below 2, and the fp8 of AMD ends at 240
+    factor = tl.where(good, limit / peak if QUANTISED == INT8 else limit / 2, 0.0)
+    square = tl.zeros([ROWS], tl.float32)
+    fourth = tl.zeros([ROWS], tl.float32)
+    lost = tl.zeros([ROWS], tl.float32)
+    gone = tl.zeros([ROWS], tl.float32)
+    for start in range(0, padded, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        v = widened(tl.load(source[:, None] + d[None, :], mask=(good & exists)[:, None] & (d < D)[None, :], other=0))
+        v = v * f[:, None]
+        u = v * factor[:, None]
+        if QUANTISED == INT8:
+            u = (u + 12582912.0) - 12582912.0  # to the nearest integer
+            code = u.to(tl.int8)
+            vanished = (u == 0) & (v != 0)
+            lost += tl.sum(tl.where(vanished, v * v, 0.0), 1)
+            gone += tl.sum(vanished.to(tl.float32), 1)
+        else:
+            code, u = rounded_to_fp8(u, codes.dtype.element_ty)
+            v2 = v * v
+            fourth += tl.sum(v2 * v2, 1)
+        square += tl.sum(u * u, 1)
+        tl.store(codes[:, None] + d[None, :], code, mask=exists[:, None] & (d < padded)[None, :])
+    norm = tl.where(good, tl.sqrt(total), 1.0)
+    size = tl.where(square > 0, tl.sqrt(square), 1.0) / norm
+    # int8: of a value that lies anywhere between two integers
+    error = peak / (127 * 3.4641016) if QUANTISED == INT8 else tl.sqrt(tl.sqrt(fourth))
+    return size, tl.where(good, error / norm, 0.0), tl.sqrt(lost * gone / D) / norm
 
 
 @triton.jit
@@ -104,65 +168,141 @@ def is_referenced(references, image, entries):
     return found > 0
 
 
-@triton.jit(do_not_specialize=["key_b", "key_t", "bank_b", "bank_t", "mask_b", "mask_t", "B", "K", "M", "D"])
+@triton.jit
+def list_updated(order, references, B, K):
+    """The images that have references, in order, then -1."""
+    seen = 0
+    for start in range(0, B, 128):
+        b = start + tl.arange(0, 128)
+        has = tl.zeros([128], tl.int32)
+        for slot in range(K):
+            has |= (tl.load(references + b * K + slot, mask=b < B, other=-1) >= 0).to(tl.int32)
+        tl.store(order + seen + tl.cumsum(has, 0) - 1, b, mask=has > 0)
+        seen += tl.sum(has, 0)
+    for start in range(0, B, 128):
+        b = start + tl.arange(0, 128)
+        tl.store(order + b, -1, mask=(b >= seen) & (b < B))
+
+
+NORMS_SIZES = [
+    "key_b", "key_t", "bank_b", "bank_t", "query_b", "query_t", "mask_b", "mask_t", "B", "K", "T", "M", "D", "padded", "R",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=NORMS_SIZES)
 def norms_kernel(
     keys,  # [R, M, D]: the bank, or for release matching the sources
     bank,
+    queries,  # [B or R, T, D], read only if quantised
     references,  # [B, K]
     mask,  # [R, M]
     scale,  # out [R, M]: a power of two by which the row is multiplied first
     inverse,  # out [R, M]: 1 / max(norm, eps) of the scaled row, 0 if it must not be chosen
-    weight,  # out [R, M]: 1 / max(norm, eps) of the row itself, or CAREFUL, or NaN: products with it win nothing
+    weight,  # out [R, M]: 1 / max(norm, eps) of the row itself or of its code, or CAREFUL, or NaN: products with it win nothing
     snapshot,  # out [R, M, D]: rows that are read after they may have been overwritten
     moved,  # out [R]: images whose rows are to be read from the snapshot
+    order,  # out [B]: see list_updated
+    key_codes,  # out [R, M, padded]: rows in 8 bits, if quantised
+    query_codes,  # out [B or R, T, padded], key_codes if the queries are the keys' tensor
+    key_error,  # out [R, M]: see quantise
+    query_error,  # out [B or R, T]
+    query_weight,  # out [B or R, T]: as weight
     key_b,
     key_t,
     bank_b,
     bank_t,
+    query_b,
+    query_t,
     mask_b,
     mask_t,
     B,
     K,
+    T,
     M,
     D,
+    padded,
+    R,
     RELEASE: tl.constexpr,
     MASKED: tl.constexpr,
-    SNAPSHOT: tl.constexpr,  # 0: none, 1: of images that are both referenced and updated, 2: of all that are read
+    OVERWRITTEN: tl.constexpr,  # see launch.Overwritten: 1 and 2 copy rows to the snapshot, 3 matches none that would need it
+    QUANTISED: tl.constexpr,
+    OWN: tl.constexpr,  # queries and keys are images of one tensor
     VECTOR: tl.constexpr,  # strides and D count this many elements: divisibility without compiling for every size
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid ``(cdiv(M, ROWS), R)``. Images that nothing refers to cost one look at the table."""
+    """Grid ``(cdiv(M, ROWS), R)``; if quantised and not ``OWN``, ``(cdiv(max(M, T), ROWS), R + images of queries)``.
+
+    Images that nothing refers to cost one look at the table.
+    """
     image = tl.program_id(1)
-    used = is_updated(references, image, K) if RELEASE else is_referenced(references, image, B * K)
-    both = used
-    if SNAPSHOT > 0:
-        if SNAPSHOT == 1:
-            both = used & is_updated(references, image, K)
-        tl.store(moved + image, both.to(tl.int32))
-    if used:
-        D = D * VECTOR
-        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        exists = row < M
-        token = row.to(tl.int64)
-        source = keys + image.to(tl.int64) * key_b * VECTOR + token * key_t * VECTOR
-        f, total = rows_squared(source, exists, D, ROWS, BLOCK_D)
-        f = tl.where(total == 0, 1.0, f)  # zeros are in range
-        eligible = is_finite(total)
-        if RELEASE:  # the index chosen among sources is used to pick a reference token
-            other = tl.load(references + image * K).to(tl.int64)
-            partner = rows_squared(bank + other * bank_b * VECTOR + token * bank_t * VECTOR, exists, D, ROWS, BLOCK_D)
-            eligible = eligible & is_finite(partner[1])
-        elif MASKED:
-            eligible = eligible & (tl.load(mask + image.to(tl.int64) * mask_b + token * mask_t, mask=exists, other=0) != 0)
-        out = image * M + row
-        tl.store(scale + out, f, mask=exists)
-        factor = tl.div_rn(1.0, scaled_norm(f, total))
-        tl.store(inverse + out, tl.where(eligible, factor, 0.0), mask=exists)
-        tl.store(weight + out, tl.where(eligible, tl.where(in_range(f), factor * f, CAREFUL), float("nan")), mask=exists)
-        if SNAPSHOT > 0 and both:
-            target = snapshot + (image.to(tl.int64) * M + token) * D
-            for start in range(0, D, BLOCK_D):
-                d = start + tl.arange(0, BLOCK_D)
-                there = exists[:, None] & (d < D)[None, :]
-                tl.store(target[:, None] + d[None, :], tl.load(source[:, None] + d[None, :], mask=there), mask=there)
+    D = D * VECTOR
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = row.to(tl.int64)
+    if (tl.program_id(0) == 0) & (image == 0):
+        list_updated(order, references, B, K)
+    if image < R:
+        updated = False
+        if RELEASE | (OVERWRITTEN == 1) | (OVERWRITTEN == 3) | OWN:  # then R is B, else there may be no such row of the table
+            updated = is_updated(references, image, K)
+        referenced = is_referenced(references, image, B * K)
+        used = updated if RELEASE else referenced
+        both = used
+        if (OVERWRITTEN == 1) | (OVERWRITTEN == 3):
+            both = used & updated
+        MOVES: tl.constexpr = (OVERWRITTEN == 1) | (OVERWRITTEN == 2)
+        if MOVES:
+            tl.store(moved + image, both.to(tl.int32))
+        asks = False
+        if (QUANTISED > 0) & OWN:
+            asks = referenced if RELEASE else updated
+        if used | asks:
+            exists = row < M
+            source = keys + image.to(tl.int64) * key_b * VECTOR + token * key_t * VECTOR
+            f, total, peak = rows_squared(source, exists, D, ROWS, BLOCK_D)
+            f = tl.where(total == 0, 1.0, f)  # zeros are in range
+            eligible = is_finite(total)
+            if RELEASE:  # the index chosen among sources is used to pick a reference token
+                other = tl.maximum(tl.load(references + image * K), 0).to(tl.int64)
+                partner = rows_squared(bank + other * bank_b * VECTOR + token * bank_t * VECTOR, exists, D, ROWS, BLOCK_D)
+                eligible = eligible & is_finite(partner[1])
+            elif MASKED:
+                eligible = eligible & (tl.load(mask + image.to(tl.int64) * mask_b + token * mask_t, mask=exists, other=0) != 0)
+            if OVERWRITTEN == 3:
+                eligible = eligible & ~both
+            out = image * M + row
+            tl.store(scale + out, f, mask=exists)
+            factor = tl.div_rn(1.0, scaled_norm(f, total))
+            tl.store(inverse + out, tl.where(eligible, factor, 0.0), mask=exists)
+            fits = in_range(f)
+            plain = factor * f
+            if QUANTISED > 0:
+                codes = key_codes + (image.to(tl.int64) * M + token) * padded
+                size, error, lost = quantise(source, codes, exists, f, total, peak, D, padded, QUANTISED, ROWS, BLOCK_D)
+                fits = lost <= MOST_LOST
+                plain = factor / size
+                tl.store(key_error + out, tl.where(eligible, error, 0.0), mask=exists)
+                if OWN:
+                    tl.store(query_error + out, error, mask=exists)
+                    tl.store(query_weight + out, tl.where(fits, plain, CAREFUL), mask=exists)
+            tl.store(weight + out, tl.where(eligible, tl.where(fits, plain, CAREFUL), float("nan")), mask=exists)
+            if MOVES and both:
+                target = snapshot + (image.to(tl.int64) * M + token) * D
+                for start in range(0, D, BLOCK_D):
+                    d = start + tl.arange(0, BLOCK_D)
+                    there = exists[:, None] & (d < D)[None, :]
+                    tl.store(target[:, None] + d[None, :], tl.load(source[:, None] + d[None, :], mask=there), mask=there)
+    elif QUANTISED > 0:
+        image -= R
+        asks = is_referenced(references, image, B * K) if RELEASE else is_updated(references, image, K)
+        if asks:
+            exists = row < T
+            source = queries + image.to(tl.int64) * query_b * VECTOR + token * query_t * VECTOR
+            f, total, peak = rows_squared(source, exists, D, ROWS, BLOCK_D)
+            f = tl.where(total == 0, 1.0, f)
+            codes = query_codes + (image.to(tl.int64) * T + token) * padded
+            size, error, lost = quantise(source, codes, exists, f, total, peak, D, padded, QUANTISED, ROWS, BLOCK_D)
+            out = image * T + row
+            plain = 1.0 / scaled_norm(f, total) / size
+            tl.store(query_error + out, error, mask=exists)
+            tl.store(query_weight + out, tl.where(lost <= MOST_LOST, plain, CAREFUL), mask=exists)

@@ -15,12 +15,13 @@ from pathlib import Path
 
 KIB = 1024
 WORKSPACE = 2 * 2**20  # bytes of candidates, at most
+CROWD = 4  # parts of the keys in a quantised search, at least
 WAVES = 4  # units of work per program that runs at once: fewer leave processors idle at the end
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a configuration depends on.
+    """What a configuration depends on, and which searches it has.
 
     Attributes:
         name: ``sm_90`` and the like, ``gfx942``, or ``interpreter``.
@@ -36,6 +37,12 @@ class Architecture:
     def descriptors(self) -> bool:
         """Whether it has a tensor memory accelerator worth using."""
         return self.name in ("sm_90", "sm_100")
+
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """``fp8`` where matrix units have it; ``int8`` where they have it at twice the speed of 16 bits."""
+        quantised = {"sm_80": ("int8",), "sm_86": ("int8",), "sm_90": ("fp8",), "sm_100": ("fp8",), "generic": ()}
+        return ("auto", "exact", *quantised.get(self.name, ("int8", "fp8")))
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,25 @@ _HALF = {
     "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
     "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
 }
+# rows in 8 bits, int8 or fp8: smaller tiles than for 16 bits, as two candidates a lane take registers
+_QUANTISED = {
+    "sm_80": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_86": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_89": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "sm_90": (MatchConfig(256, 128, 128, 8, 3), MatchConfig(128, 128, 128, 8, 4)),
+    "sm_100": (MatchConfig(256, 128, 128, 8, 3, halvings=2), MatchConfig(128, 128, 128, 8, 4, halvings=1)),
+    "sm_120": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
+    "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
+    "generic": (MatchConfig(64, 64, 64, 4, 3), MatchConfig(64, 64, 64, 4, 3)),
+    "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
+}
+# for callers that cannot pass descriptors: with pointers the larger tiles above spill
+_POINTERS = {
+    ("sm_90", 1): MatchConfig(128, 128, 128, 8, 4),
+    ("sm_90", 2): MatchConfig(256, 128, 64, 8, 4),
+    ("sm_100", 1): MatchConfig(128, 128, 128, 8, 4, halvings=1),
+    ("sm_100", 2): MatchConfig(128, 128, 64, 8, 3, halvings=2),
+}
 # rows that do not start on 16 bytes cannot be copied asynchronously: they pass through registers, entry by entry
 _UNALIGNED = MatchConfig(64, 64, 32, 4, 2)
 # float32 is multiplied as such, on the plain units of NVIDIA: bound by registers, not by the tile
@@ -113,12 +139,15 @@ _SINGLE = {
 _SINGLE_DEFAULT = (MatchConfig(64, 64, 16, 4, 3), MatchConfig(64, 64, 16, 4, 3))
 
 
-def known_configs(itemsize: int, architecture: Architecture, aligned: bool) -> tuple[MatchConfig, MatchConfig]:
+def known_configs(
+    itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True
+) -> tuple[MatchConfig, MatchConfig]:
     """For many tiles and for few.
 
     Args:
-        itemsize: bytes of an element.
+        itemsize: bytes of an element; 1 if quantised.
         aligned: whether every row starts on 16 bytes.
+        descriptors: whether the caller can pass any.
     """
     if architecture == INTERPRETER:
         return _HALF["interpreter"]
@@ -126,40 +155,53 @@ def known_configs(itemsize: int, architecture: Architecture, aligned: bool) -> t
         return _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
     if not aligned:
         return _UNALIGNED, _UNALIGNED
-    large, small = _HALF.get(architecture.name, _HALF["generic"])
+    known = _QUANTISED if itemsize == 1 else _HALF
+    large, small = known.get(architecture.name, known["generic"])
+    if architecture.descriptors and not descriptors:
+        return (_POINTERS[architecture.name, itemsize],) * 2
     if architecture.descriptors:
         large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
     return large, small
 
 
-def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool) -> MatchConfig:
-    """The configuration of the search: large tiles where there are enough of them to occupy the device."""
-    large, small = known_configs(itemsize, architecture, aligned)
+def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> MatchConfig:
+    """The configuration of the search: large tiles where there are enough of them to occupy the device.
+
+    Args:
+        descriptors: whether the caller can pass any.
+    """
+    large, small = known_configs(itemsize, architecture, aligned, descriptors)
     tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
     return large if tiles >= WAVES * architecture.processors else small
 
 
-def splits(shape: Shape, config: MatchConfig, architecture: Architecture) -> tuple[int, int]:
-    """Into how many parts the keys of a row tile are divided, and how many key tiles make a part."""
+def splits(shape: Shape, config: MatchConfig, architecture: Architecture, slots: int = 1) -> tuple[int, int]:
+    """Into how many parts the keys of a row tile are divided, and how many key tiles make a part.
+
+    ``slots`` scores and indices leave a part. Where that is more than one, parts also keep candidates from crowding each other
+    out, so there are ``CROWD`` of them whatever the device and the memory.
+    """
     row_tiles = shape.B * -(-shape.T // config.block_m)
     key_tiles = shape.K * -(-shape.M // config.block_n)
     wanted = -(-WAVES * architecture.processors // row_tiles)
-    affordable = WORKSPACE // (8 * shape.B * shape.T)
-    span = -(-key_tiles // max(1, min(wanted, affordable, key_tiles)))
+    affordable = WORKSPACE // (8 * slots * shape.B * shape.T)
+    least = 1 if slots == 1 else CROWD
+    span = -(-key_tiles // min(max(min(wanted, affordable), least), key_tiles))
     return -(-key_tiles // span), span
 
 
-def norms_config(D: int, itemsize: int, architecture: Architecture) -> RowsConfig:
-    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, 512 // itemsize), num_warps=4)
+def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
+    most = 128 if quantised else 512 // itemsize  # 256: 8 bytes spilled on sm_89
+    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, most), num_warps=4)
 
 
-def merge_config(D: int, architecture: Architecture) -> RowsConfig:
+def merge_config(D: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
     rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
-    return RowsConfig(rows=rows, block_d=_block_d(D, 256), num_warps=4)
+    return RowsConfig(rows=rows, block_d=_block_d(D, 128 if quantised else 256), num_warps=4)
 
 
 def _block_d(D: int, most: int) -> int:
-    return min(most, max(16, 1 << (D - 1).bit_length()))
+    return min(most, max(16, 1 << (int(D) - 1).bit_length()))
 
 
 # --- tuning ------------------------------------------------------------------------------------------------------

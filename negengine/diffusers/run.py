@@ -16,7 +16,7 @@ from negengine.diffusers.families import Family, Grid
 from negengine.diffusers.pictures import Pictures, noise_levels
 from negengine.diffusers.report import Status
 from negengine.methods import NegToMe
-from negengine.reference import group_references
+from negengine.reference import group_references, is_disjoint
 
 logger = logging.getLogger("negengine")
 
@@ -26,6 +26,7 @@ class Plan:
     """Device tensors for a batch of a given number of rows; made ahead, so that no step waits for a copy."""
 
     references: Tensor  # int32 [rows, K]
+    disjoint: bool  # no image both has a reference and is one
     alphas: Tensor  # float64 [positions, rows]
     threshold: Tensor  # float64 [1]
     groups: Tensor  # int64, first row of each group
@@ -155,6 +156,7 @@ class Run:
         alphas = torch.nn.functional.pad(alphas, (0, joined)).to(device)
         return Plan(
             references=references.to(device),
+            disjoint=is_disjoint(references),
             alphas=alphas,
             threshold=torch.tensor([settings.threshold], dtype=torch.float64).to(device),
             groups=torch.arange(0, rows, n).to(device),
@@ -207,6 +209,7 @@ class Run:
             matching=settings.matching,
             search=settings.search,
             backend=settings.backend,
+            disjoint=plan.disjoint,
         )
 
     # --- afterwards ----------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 # they register themselves, those preferred first: the Triton kernels only where asked for, until they have run on a GPU
 import negengine.ops.cpu  # isort: skip
 import negengine.ops.eager  # isort: skip
 import negengine.ops.triton  # noqa: F401  # isort: skip
 from negengine.ops import registry
-from negengine.reference import MATCHINGS
+from negengine.reference import MATCHINGS, is_disjoint
 
 _LIBRARY = torch.library.Library("negengine", "DEF")
 _SEARCH = "Tensor? mask, str matching, str search, str? backend"
@@ -27,7 +28,7 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "negtome_(Tensor(a!) x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, "
-    f"Tensor(b!)? stats, {_SEARCH}) -> ()"
+    f"Tensor(b!)? stats, {_SEARCH}, bool disjoint=False) -> ()"
 )
 
 
@@ -105,6 +106,7 @@ def negtome_(
     matching: str = "paper",
     search: str = "auto",
     backend: str | None = None,
+    disjoint: bool = False,
 ) -> Tensor:
     """NegToMe in place, every image against its own set of reference images.
 
@@ -117,13 +119,20 @@ def negtome_(
         mask: bool ``[R, M]``. keep: bool ``[B, T]``, false drops a token from merging.
         stats: int64 ``[3]``; merged tokens, tokens that had a reference, and one call are added to it.
         matching: ``"release"`` needs ``K == 1``.
+        disjoint: the caller's word that no image of ``x`` both has a reference and is one (as of mode ``first``; see
+            :func:`negengine.reference.is_disjoint`): then no backend sets memory aside for rows that are read after they may
+            have been overwritten. It says nothing about a ``bank``. A table on the CPU is checked; one on a device is not
+            read by the host, and an image that breaks the promise there is not matched.
 
     Returns:
         ``x``.
+
+    Raises:
+        As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be.
     """
     _check(x, bank, references, mask, matching, search, backend, keep, stats)
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
-    torch.ops.negengine.negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend)
+    torch.ops.negengine.negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint)
     return x
 
 
@@ -132,6 +141,8 @@ def as_alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(alpha, Tensor):
         if alpha.numel() not in (1, len(x)):
             raise ValueError(f"alpha has {alpha.numel()} values for a batch of {len(x)}; give one or one per image")
+        if alpha.ndim == 1 and alpha.dtype == torch.float64 and len(alpha) == len(x) and alpha.device == x.device:
+            return alpha
         return alpha.to(x.device, torch.float64).reshape(-1).expand(len(x))
     if not math.isfinite(alpha):
         raise ValueError(f"alpha must be finite, got {alpha}")
@@ -143,6 +154,8 @@ def as_threshold(threshold: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(threshold, Tensor):
         if threshold.numel() != 1:
             raise ValueError(f"threshold has {threshold.numel()} values; give one")
+        if threshold.ndim == 1 and threshold.dtype == torch.float64 and threshold.device == x.device:
+            return threshold
         return threshold.to(x.device, torch.float64).reshape(1)
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is compared with a cosine and must lie in [-1, 1], got {threshold}")
@@ -190,40 +203,48 @@ def _check(
         raise RuntimeError("NegToMe is not differentiable; call it under torch.no_grad() or torch.inference_mode()")
     if matching not in MATCHINGS:
         raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
-    source, bank = x, x if bank is None else bank
-    if bank.ndim != 3 or bank.shape[-1] != x.shape[-1]:
-        raise ValueError(f"the reference must have the {x.shape[-1]} channels of x, got shape {list(bank.shape)}")
-    if bank.dtype != source.dtype or bank.device != source.device:
-        raise TypeError(f"the reference is {bank.dtype} on {bank.device}, x is {source.dtype} on {source.device}; they must agree")
-    R, M, D = bank.shape
+    (B, T, D), device = x.shape, x.device
+    if bank is None:
+        R, M = B, T
+    else:
+        if bank.ndim != 3 or bank.shape[-1] != D:
+            raise ValueError(f"the reference must have the {D} channels of x, got shape {list(bank.shape)}")
+        if bank.dtype != x.dtype or bank.device != device:
+            raise TypeError(f"the reference is {bank.dtype} on {bank.device}, x is {x.dtype} on {device}; they must agree")
+        R, M, _ = bank.shape
     if M == 0 or D == 0 or R == 0:
-        raise ValueError(f"the reference is empty: shape {list(bank.shape)}")
-    if references.ndim != 2 or len(references) != len(x) or references.shape[1] == 0:
-        raise ValueError(f"references must have shape [{len(x)}, K] with K >= 1, got {list(references.shape)}")
+        raise ValueError(f"the reference is empty: shape {[R, M, D]}")
+    if references.ndim != 2 or len(references) != B or references.shape[1] == 0:
+        raise ValueError(f"references must have shape [{B}, K] with K >= 1, got {list(references.shape)}")
     if references.dtype != torch.int32:
         raise TypeError(f"references must be int32, got {references.dtype}")
-    for name, tensor, dtype, shape in (
-        ("mask", mask, torch.bool, [R, M]),
-        ("keep", keep, torch.bool, [len(x), x.shape[1]]),
-        ("stats", stats, torch.int64, [3]),
-    ):
-        if tensor is not None and tensor.dtype != dtype:
-            raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {tensor.dtype}")
-        if tensor is not None and list(tensor.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {list(tensor.shape)}")
-    for name, tensor in (("references", references), ("mask", mask), ("keep", keep), ("stats", stats)):
-        if tensor is not None and tensor.device != x.device:
-            raise TypeError(f"{name} is on {tensor.device}, x on {x.device}; they must agree")
-    if matching == "release" and (references.shape[1] != 1 or x.shape[1] != M):
+    if references.device != device:
+        raise TypeError(f"references is on {references.device}, x on {device}; they must agree")
+    if mask is not None:
+        _check_tensor("mask", mask, torch.bool, (R, M), device)
+    if keep is not None:
+        _check_tensor("keep", keep, torch.bool, (B, T), device)
+    if stats is not None:
+        _check_tensor("stats", stats, torch.int64, (3,), device)
+    if matching == "release" and (references.shape[1] != 1 or T != M):
         raise ValueError(
             "matching='release' is defined for one reference image with as many tokens as the source only, "
-            f"got {references.shape[1]} reference images of {M} tokens for {x.shape[1]} source tokens; "
+            f"got {references.shape[1]} reference images of {M} tokens for {T} source tokens; "
             "use matching='paper'"
         )
     if backend is not None:
         registry.known(backend)
     if search not in registry.SEARCHES:
         raise ValueError(f"search must be one of {registry.SEARCHES}, got {search!r}")
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    if tensor.device != device:
+        raise TypeError(f"{name} is on {tensor.device}, x on {device}; they must agree")
 
 
 # --- operators ---------------------------------------------------------------------------------------------------
@@ -259,11 +280,16 @@ def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, s
     return y
 
 
-def _negtome_inplace_impl(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+def _negtome_inplace_impl(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
     chosen = registry.choose(backend, x.device, x.dtype, search)
-    bank = x if bank is None else bank
+    if disjoint and references.device.type == "cpu" and bank is None and not is_disjoint(references):
+        raise ValueError("disjoint=True, but an image of the table both has a reference and is one")
+    own = bank is None
+    bank = x if own else bank
     if chosen.fused is None:
         x.copy_(_composed(chosen, x, bank, references, alpha, threshold, keep, stats, mask, matching, search))
+    elif disjoint and own and chosen.knows_disjoint:
+        chosen.fused(x, x, bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint=True)
     else:
         chosen.fused(x, x, bank, references, alpha, threshold, keep, stats, mask, matching, search)
 
@@ -284,5 +310,29 @@ def _negtome_fake(x, bank, references, alpha, threshold, keep, mask, matching, s
 
 
 @torch.library.register_fake("negengine::negtome_")
-def _negtome_inplace_fake(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+def _negtome_inplace_fake(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
     return None
+
+
+# --- graphs ------------------------------------------------------------------------------------------------------
+
+
+def _show_inside(name: str) -> None:
+    """Let compilers see what the chosen backend does, where it can be seen; an operator that stays opaque says so by itself."""
+    arguments = [argument.name for argument in getattr(torch.ops.negengine, name).default._schema.arguments]
+
+    def rule(mode, op, types, args, kwargs):  # type: ignore[no-untyped-def]
+        given = dict(zip(arguments, args, strict=False)) | kwargs
+        x = given["x"]
+        chosen, _ = registry.find(given.pop("backend"), x.device, x.dtype, given["search"])
+        inside = None if chosen is None else chosen.traced.get(name)
+        if inside is None:
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return inside(**given)
+
+    torch.library.register_torch_dispatch(f"negengine::{name}", FunctionalTensorMode, rule, lib=_LIBRARY)
+
+
+for _name in ("match", "negtome", "negtome_"):
+    _show_inside(_name)

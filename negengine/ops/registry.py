@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class Backend:
         merge: ``(x, bank, references, index, gate, alpha) -> y [B, T, D]``.
         fused: the whole call, ``(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search) -> None``; writes
             ``y``, which may be ``x``, as ``bank`` may be. Without it, ``match``, the gate and ``merge`` run one after another.
+        traced: name of an operator -> what a compiled graph shows in its place, by the same arguments but ``backend``; operators
+            that are not here stay as they are, opaque.
+        knows_disjoint: whether ``fused`` takes ``disjoint=True``, the promise of :func:`negengine.ops.negtome_`, and gains by it.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Backend:
     match: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str], tuple[Tensor, Tensor]]
     merge: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     fused: Callable[..., None] | None = None
+    knows_disjoint: bool = False
+    traced: Mapping[str, Callable[..., object]] = field(default_factory=dict)
 
 
 _BACKENDS: dict[str, Backend] = {}  # in order of preference
@@ -62,13 +67,20 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype, search: s
         ValueError: unknown name or search.
         RuntimeError: the named backend, or every backend, cannot run this call; says why.
     """
+    backend, reasons = find(name, device, dtype, search)
+    if backend is None:
+        raise RuntimeError(f"no backend for {dtype} on {device} with search={search!r} ({'; '.join(reasons)})")
+    return backend
+
+
+def find(name: str | None, device: torch.device, dtype: torch.dtype, search: str) -> tuple[Backend | None, list[str]]:
+    """As :func:`choose`, but None where none can, and why those that were asked cannot."""
     if search not in SEARCHES:
         raise ValueError(f"search must be one of {SEARCHES}, got {search!r}")
-    candidates = list(_BACKENDS.values()) if name is None else [_BACKENDS[known(name)]]
-    reasons = []
-    for backend in candidates:
+    reasons: list[str] = []
+    for backend in _BACKENDS.values() if name is None else (_BACKENDS[known(name)],):
         reason = backend.missing() or backend.refuses(device, dtype, search)
         if reason is None:
-            return backend
+            return backend, reasons
         reasons.append(f"{backend.name}: {reason}")
-    raise RuntimeError(f"no backend for {dtype} on {device} with search={search!r} ({'; '.join(reasons)})")
+    return None, reasons

@@ -12,7 +12,6 @@ from torch import Tensor
 from negengine.ops.registry import Backend, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-SEARCHES = ("auto", "exact")
 OLDEST = (8, 0)  # compute capability
 
 
@@ -39,25 +38,37 @@ def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | Non
         return f"runs on GPUs, not on {device.type}"
     if dtype not in DTYPES:
         return f"takes float16, bfloat16 and float32, not {dtype}"
-    if search not in SEARCHES:
-        return f"has no search={search!r}, only {' and '.join(map(repr, SEARCHES))}"
     capability = _capability(device) if device.type == "cuda" else None
     if capability is not None and capability < OLDEST:
         return f"needs compute capability {OLDEST[0]}.{OLDEST[1]}, {device} has {capability[0]}.{capability[1]}"
+    if search in ("auto", "exact"):
+        return None
+    from negengine.kernels.triton import launch
+
+    architecture = launch.architecture(device)
+    if search not in architecture.searches:
+        return f"has no search={search!r} on {architecture.name}, only {', '.join(map(repr, architecture.searches))}"
     return None
+
+
+def _on(x: Tensor) -> torch.cuda.device:
+    """Makes the device of real tensors the current one."""
+    from negengine.kernels.triton import launch
+
+    return torch.cuda.device(x.device if x.is_cuda and not launch.traced(x) else -1)
 
 
 def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
     from negengine.kernels.triton import launch
 
-    with torch.cuda.device(x.device if x.is_cuda else -1):
-        return launch.match(x, bank, references, mask, matching)
+    with _on(x):
+        return launch.match(x, bank, references, mask, matching, search)
 
 
 def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
     from negengine.kernels.triton import launch
 
-    with torch.cuda.device(x.device if x.is_cuda else -1):
+    with _on(x):
         return launch.merge(x, bank, references, index, gate, alpha)
 
 
@@ -73,11 +84,68 @@ def _fused(
     mask: Tensor | None,
     matching: str,
     search: str,
+    disjoint: bool = False,
 ) -> None:
     from negengine.kernels.triton import launch
 
-    with torch.cuda.device(x.device if x.is_cuda else -1):
-        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching)
+    with _on(x):
+        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
 
 
-register_backend(Backend("triton", missing=_missing, refuses=_refuses, match=_match, merge=_merge, fused=_fused))
+# --- what a compiled graph shows: the same launches, recorded ----------------------------------------------------
+
+
+@torch.library.triton_op("negengine::triton_match", mutates_args=())
+def _traced_match(
+    x: Tensor, bank: Tensor | None, references: Tensor, mask: Tensor | None, matching: str, search: str
+) -> tuple[Tensor, Tensor]:
+    return _match(x, x if bank is None else bank, references, mask, matching, search)
+
+
+@torch.library.triton_op("negengine::triton_negtome", mutates_args=())
+def _traced_negtome(
+    x: Tensor,
+    bank: Tensor | None,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+) -> Tensor:
+    y = x.new_empty(x.shape)
+    _fused(x, y, x if bank is None else bank, references, alpha, threshold, keep, None, mask, matching, search)
+    return y
+
+
+@torch.library.triton_op("negengine::triton_negtome_", mutates_args={"x", "stats"})
+def _traced_negtome_(
+    x: Tensor,
+    bank: Tensor | None,
+    references: Tensor,
+    alpha: Tensor,
+    threshold: Tensor,
+    keep: Tensor | None,
+    stats: Tensor | None,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+    disjoint: bool = False,
+) -> None:
+    _fused(x, x, x if bank is None else bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
+
+
+register_backend(
+    Backend(
+        "triton",
+        missing=_missing,
+        refuses=_refuses,
+        match=_match,
+        merge=_merge,
+        fused=_fused,
+        knows_disjoint=True,
+        # the interpreter runs kernels, it cannot record them
+        traced={} if _interpreted() else {"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
+    )
+)

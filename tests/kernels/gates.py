@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 import subprocess
 import sys
@@ -20,19 +21,23 @@ import triton
 from negengine.kernels.triton import tuning
 from negengine.kernels.triton.match import match_kernel
 from negengine.kernels.triton.merge import apply_kernel, merge_kernel
-from negengine.kernels.triton.norms import norms_kernel
+from negengine.kernels.triton.norms import FP8, INT8, norms_kernel
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 DTYPES = ("fp16", "bf16", "fp32")
+CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
-    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32",
+    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "order": "i32",
+    "key_error": "fp32", "query_error": "fp32", "query_weight": "fp32",
     "scale": "fp32", "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
     "mask": "i1", "keep": "i1", "gate": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",
 }  # fmt: skip
 TENSORS = {"x", "y", "bank", "queries", "keys", "snapshot"}
+CODED = {"key_codes", "query_codes"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Variant:
     def __str__(self) -> str:
         flags = [f"stages{self.num_stages}"] if self.kernel == "match" else []
         flags += [name.lower() for name, value in self.constants if value is True]
+        flags += [name for name, (_, constant) in CODES.items() if constant == self.settings.get("QUANTISED")]
         tile = "x".join(str(self.settings[f"BLOCK_{n}"]) for n in "MNK" if f"BLOCK_{n}" in self.settings)
         return "-".join(filter(None, [self.kernel, self.architecture, self.dtype, tile, *flags]))
 
@@ -74,13 +80,14 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
     """What a call can launch; of the flags that change little, without ``everything`` only the heaviest combination."""
     both = (False, True)
     device = tuning.ARCHITECTURES[architecture]
-    for dtype in DTYPES if everything else ("bf16", "fp32"):
-        itemsize = 4 if dtype == "fp32" else 2
-        configs = tuning.candidates if everything else tuning.known_configs
+    searches = [search for search in CODES if search in device.searches]
+    configs = tuning.candidates if everything else tuning.known_configs
+    for dtype in [*(DTYPES if everything else ("bf16", "fp32")), *searches]:
+        itemsize, quantised = (1, CODES[dtype][1]) if dtype in CODES else (4 if dtype == "fp32" else 2, 0)
         found = dict.fromkeys(
             (aligned, dataclasses.replace(config, group=8))  # which changes no instruction
-            for aligned in both
-            for config in configs(itemsize, device, aligned)
+            for aligned in (both if not quantised else (True,))
+            for config in (*configs(itemsize, device, aligned), *tuning.known_configs(itemsize, device, aligned, False))
         )
         for aligned, config in found:
             for release in both if everything else (False,):
@@ -89,22 +96,36 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                         "RELEASE": release, "DESCRIPTORS": config.descriptors, "PERSISTENT": config.persistent,
                         "EVEN_K": even, "VECTOR": 16 // itemsize if aligned else 1, "BLOCK_M": config.block_m,
                         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": config.group,
-                        "HALVINGS": config.halvings, "SPECIALIZE": config.specialize,
+                        "HALVINGS": config.halvings, "SPECIALIZE": config.specialize, "QUANTISED": quantised,
                     }  # fmt: skip
                     yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
-        rows, norms = tuning.merge_config(3072, device), tuning.norms_config(3072, itemsize, device)
-        common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
-        for release in both:
-            constants = {"RELEASE": release, "MASKED": True, "SNAPSHOT": 1, **common, "ROWS": norms.rows, "BLOCK_D": norms.block_d}
+    for dtype in DTYPES if everything else ("bf16", "fp32"):
+        itemsize = 4 if dtype == "fp32" else 2
+        for release, search in itertools.product(both, [None, *searches]):
+            if not everything and release != (dtype == "fp32"):
+                continue
+            quantised = CODES[search][1] if search else 0
+            norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
+            rows = tuning.merge_config(3072, device, quantised > 0)
+            common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
+            constants = {
+                "RELEASE": release, "MASKED": True, "OVERWRITTEN": 1, "QUANTISED": quantised, "OWN": not release, **common,
+                "ROWS": norms.rows, "BLOCK_D": norms.block_d,
+            }  # fmt: skip
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
+            if not everything and quantised and dtype != "fp32":
+                continue
             for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
                 moves = merge and in_place
                 constants = {
                     "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
-                    "KEYS_MOVE": moves, "BANK_MOVES": moves, "CAREFUL": dtype != "fp16", **common, "BLOCK_N": 32, "BLOCK_K": 32,
+                    "KEYS_MOVE": moves, "BANK_MOVES": moves, "CAREFUL": bool(quantised) or dtype != "fp16",
+                    "QUANTISED": quantised, **common, "BLOCK_N": 32, "BLOCK_K": 32,
                 }  # fmt: skip
                 yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
         if everything:
+            rows = tuning.merge_config(3072, device)
+            common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
             yield _variant("apply", architecture, dtype, common, rows.num_warps, 3)
 
 
@@ -120,14 +141,25 @@ def _signature(variant: Variant) -> dict[str, str]:
             types[name] = "constexpr"
         elif name in POINTERS:
             types[name] = "*" + POINTERS[name]
-        elif name in TENSORS:
-            types[name] = "*" + variant.dtype
+        elif name in TENSORS | CODED:
+            dtype = _type(variant, name)
+            types[name] = "*" + dtype
             if settings.get("DESCRIPTORS"):
                 rows = settings["BLOCK_M" if name == "queries" else "BLOCK_N"]
-                types[name] = f"tensordesc<{variant.dtype}[1, {rows}, {settings['BLOCK_K']}]>"
+                types[name] = f"tensordesc<{dtype}[1, {rows}, {settings['BLOCK_K']}]>"
         else:
             types[name] = "i32"
     return types
+
+
+def _type(variant: Variant, name: str) -> str:
+    """Of what a tensor is made: the dtype of x, or codes, of which the search's variants are named after their kind."""
+    kinds = {constant: kind for kind, constant in CODES.values()}
+    quantised = variant.settings.get("QUANTISED", 0)
+    if not quantised or (variant.kernel != "match" and name not in CODED):
+        return variant.dtype
+    kind = kinds[quantised]
+    return "fp8e4b8" if kind == "fp8e4nv" and variant.architecture == "gfx942" else kind
 
 
 def target_of(architecture: str) -> GPUTarget:
@@ -164,7 +196,7 @@ def _read_nvidia(out: triton.compiler.CompiledKernel, architecture: str) -> Comp
 
 def _spills(ptx: str, architecture: str) -> int:
     """Bytes of spill stores: a stack may also be there for the slow path of a division or a square root."""
-    tool = triton.knobs.nvidia.ptxas_blackwell if architecture in ("sm_100", "sm_120") else triton.knobs.nvidia.ptxas
+    tool = get_ptxas(int(architecture.removeprefix("sm_")))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)

@@ -1,6 +1,7 @@
 """Launch configurations and the cache of tuned ones; none of it needs a GPU."""
 
 import dataclasses
+import itertools
 import multiprocessing
 
 import pytest
@@ -15,17 +16,20 @@ HERE = Versions("a device", "2.13", "3.9")
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), tuning.GENERIC], ids=lambda a: a.name)
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("shape", [FLUX, SDXL, Shape(1, 1, 1, 1, 1), Shape(64, 3, 16384, 16384, 64)], ids=str)
 def test_a_configuration_fits_and_its_splits_cover_the_keys(architecture, itemsize, shape):
-    for aligned in (False, True):
-        config = tuning.match_config(shape, itemsize, architecture, aligned)
+    for aligned, descriptors in itertools.product((False, True) if itemsize > 1 else (True,), (False, True)):
+        config = tuning.match_config(shape, itemsize, architecture, aligned, descriptors)
         assert config.shared(itemsize) <= architecture.shared
-        assert config.descriptors <= (aligned and architecture.descriptors)
-        splits, span = tuning.splits(shape, config, architecture)
-        tiles = shape.K * -(-shape.M // config.block_n)
-        assert (splits - 1) * span < tiles <= splits * span
-        assert splits == 1 or 8 * shape.B * shape.T * splits <= tuning.WORKSPACE
+        assert config.descriptors <= (aligned and descriptors and architecture.descriptors)
+        for slots in (1, 5):
+            splits, span = tuning.splits(shape, config, architecture, slots)
+            tiles = shape.K * -(-shape.M // config.block_n)
+            assert (splits - 1) * span < tiles <= splits * span
+            least = 1 if slots == 1 else tuning.CROWD
+            assert splits <= least or 8 * slots * shape.B * shape.T * splits <= tuning.WORKSPACE
+            assert splits >= min(tiles, least) / 2
 
 
 def test_work_for_every_processor():

@@ -5,7 +5,7 @@ import torch
 from contract import cases, same_bits, tokens
 
 from negengine import ops
-from negengine.reference import group_references
+from negengine.reference import group_references, is_disjoint
 
 CASES = pytest.mark.parametrize("case", cases(("auto",)), ids=str)
 
@@ -80,3 +80,24 @@ def test_empty_batches_and_images(case):
     assert ops.negtome(r.new_empty(0, 7, 33), r, **case.names).shape == (0, 7, 33)
     assert ops.negtome(r.new_empty(2, 0, 33), r, **case.names).shape == (2, 0, 33)
     assert ops.match(r.new_empty(2, 0, 33), r, **case.names)[1].shape == (2, 0)
+
+
+@CASES
+def test_a_table_said_to_be_disjoint(case):
+    """The promise changes no bit where it is kept, and is refused where the host sees that it is not."""
+    x = batch(case)
+    first = group_references("first", 4, 2).to(case.device)
+    expected = ops.negtome_(x.clone(), first, 0.9, 0.0, **case.names)
+    assert same_bits(ops.negtome_(x.clone(), first, 0.9, 0.0, disjoint=True, **case.names), expected)
+    others = group_references("others", 4, 2)
+    if case.device == "cpu":
+        with pytest.raises(ValueError, match="both has a reference and is one"):
+            ops.negtome_(x, others, 0.9, 0.0, disjoint=True, **case.names)
+
+
+@pytest.mark.parametrize(
+    "mode,size,expected",
+    [("first", 4, True), ("first", 1, True), ("previous", 2, True), ("previous", 3, False), ("others", 2, False)],
+)
+def test_which_groups_are_disjoint(mode, size, expected):
+    assert is_disjoint(group_references(mode, 2 * size, size)) is expected
