@@ -185,7 +185,7 @@ def rescored(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The best candidate by its cosine in float32, and whether a key that is no candidate may be better by ``HARMLESS``."""
+    """The best candidate by its cosine in float32, and whether a key that is no candidate may be better by ``HARMLESS`` or equal."""
     hidden = tl.full([ROWS], float("-inf"), tl.float32)
     key_error = tl.zeros([ROWS], tl.float32)
     careful = exists & (query_weight == HARD)
@@ -210,6 +210,7 @@ def rescored(
         chosen,
         ROWS,
     )
+    chosen_score = tl.full([ROWS], float("inf"), tl.float32)
     count = tl.zeros([ROWS], tl.float32)
     squares = tl.zeros([ROWS], tl.float32)
     going = exists & (index >= 0) & ~careful
@@ -228,11 +229,13 @@ def rescored(
         count += going.to(tl.float32)
         squares += tl.where(going, difference * difference, 0.0)
         best, chosen = tl.where(better, cosine, best), tl.where(better, index, chosen)
+        chosen_score = tl.where(better, score, chosen_score)
         score, index = next_candidate(candidate_score, candidate_index, first, splits, T, exists, score, index, ROWS)
         going = going & (index >= 0) & (score * query_weight + DEVIATIONS * deviation >= best)
     # the bound is loose where large channels are not shared: what many candidates of this very row were off says more
     measured = tl.sqrt(squares / tl.maximum(count, 1.0)) * (MEASURED_DEVIATIONS / DEVIATIONS)
     deviation = tl.where(count >= 8, tl.minimum(deviation, measured), deviation)
+    careful = careful | (exists & (hidden >= chosen_score))  # equal rows have equal scores, and the lowest of them must win
     careful = careful | (exists & (hidden * query_weight + DEVIATIONS * deviation > best + HARMLESS) & (best > float("-inf")))
     return chosen, careful
 

@@ -81,14 +81,17 @@ Words::Words(const Call& call, Format format)
                                            (format == Format::bf16 && dtype_ == NEGENGINE_BF16));
 }
 
-bool Words::readable(const char* token, double scale) const {
-  return direct_ && scale == 1 && reinterpret_cast<uintptr_t>(token) % sizeof(Word) == 0;
+bool Words::readable(const char* token, double norm) const {
+  return direct_ && comfortable(norm) == 1 && reinterpret_cast<uintptr_t>(token) % sizeof(Word) == 0;
 }
 
-Words::Row Words::read(const char* token, double norm, const float* direction, int zero, Word* scratch) const {
+Words::Row Words::as_it_is(const char* token, double norm) const {
+  return {reinterpret_cast<const Word*>(token), {1, 0, norm * norm, 0, 0, 0}};
+}
+
+Words::Row Words::converted(const char* token, double norm, const float* direction, int zero, Word* scratch) const {
   const double scale = comfortable(norm);
   Quantised quantised = {1, 0, scale * norm * scale * norm, 0, 0, 0};
-  if (readable(token, scale)) return {reinterpret_cast<const Word*>(token), quantised};
   const int64_t padded = words_ * channels_per_word(format_);
   if (format_ == Format::f32)
     kernels_.to_f32[dtype_](token, channels_, padded, scale, reinterpret_cast<float*>(scratch));
@@ -170,7 +173,10 @@ Columns pack_columns(Call& call, const Words& words, const Tile& tile, const Ima
       // the last panel repeats the last column, with a weight that no comparison chooses
       const int32_t token = tokens[begin + (column < count ? column : count - 1)];
       const double norm = norms[token], scale = comfortable(norm);
-      const Words::Row row = words.read(image.token(token), norm, direction, 0, scratch + (thread * kLanes + c % kLanes) * per_row);
+      const char* data = image.token(token);
+      Word* own = scratch + (thread * kLanes + c % kLanes) * per_row;
+      const bool here = words.readable(data, norm);
+      const Words::Row row = here ? words.as_it_is(data, norm) : words.converted(data, norm, direction, 0, own);
       rows[c % kLanes] = row.words;
       const double weight = 1 / (scale * (norm > kEps ? norm : kEps));
       offsets[column] = static_cast<int32_t>(128u * static_cast<uint32_t>(row.quantised.sum));

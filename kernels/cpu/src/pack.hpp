@@ -25,9 +25,10 @@ class Words {
     const Word* words;
     Quantised quantised;  // unless int8: step 1, not centred
   };
-  bool readable(const char* token, double scale) const;
-  // `norm` of the token; `direction` as centre_of gives it
-  Row read(const char* token, double norm, const float* direction, int zero, Word* scratch) const;
+  bool readable(const char* token, double norm) const;
+  // `norm` of the token; `direction` as centre_of gives it. The first where readable() holds.
+  Row as_it_is(const char* token, double norm) const;
+  Row converted(const char* token, double norm, const float* direction, int zero, Word* scratch) const;
 
  private:
   const Kernels& kernels_;

@@ -13,6 +13,7 @@ constexpr int64_t kBlock = 384;                      // rows that stream past a 
 constexpr int64_t kSmallBlock = 96;
 constexpr int64_t kPanelBytes = 25300000;            // of one image that are packed at once; 4096 x 3072 in bfloat16 fit
 constexpr int64_t kScaledRows = 16;                  // rows of a block that may need conversion where most do not
+constexpr int64_t kAlias = 4096;
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 // Rows that search one image: the tokens of another, and where their results go.
@@ -69,6 +70,8 @@ class Search {
   double rounding_;       // of a sum of products, as a cosine
   const float* direction_ = nullptr;
   int64_t capacity_ = 0;  // converted rows of a block
+  int64_t pitch_;         // words from one of them to the next
+  bool direct_;           // rows of the source are read where they lie
 };
 
 Search::Search(Call& call, Format format, float* cosine, int32_t* index, uint8_t* hard)
@@ -79,6 +82,12 @@ Search::Search(Call& call, Format format, float* cosine, int32_t* index, uint8_t
       cosine_(cosine),
       index_(index),
       hard_(hard) {
+  // Rows a multiple of 4096 bytes apart share one set of the L1 cache, which holds fewer lines than a tile has rows.
+  const negengine_problem& problem = call.problem;
+  const int64_t distance = problem.matching == NEGENGINE_PAPER ? problem.x_token : problem.bank_token;
+  direct_ = words_.direct() && distance * bytes_of(problem.dtype) % kAlias != 0;
+  constexpr int64_t kWordBytes = sizeof(Word);
+  pitch_ = words_.per_row() + (words_.per_row() * kWordBytes % kAlias == 0 ? kVector / kWordBytes : 0);
   const double chunks = static_cast<double>(call.problem.D) / 4096;
   rounding_ = (format == Format::int8 ? 1e-5 : 2e-6) * (chunks > 1 ? std::sqrt(chunks) : 1);
 }
@@ -107,18 +116,18 @@ void Search::run(const Image& image, const std::function<bool(int64_t)>& allowed
   const int64_t panels = (count + tile_.columns - 1) / tile_.columns;
   const int64_t at_once = std::max<int64_t>(1, kPanelBytes / (row_bytes * tile_.columns)), waves = (panels + at_once - 1) / at_once;
   const int64_t wave = waves == 0 ? 0 : (panels + waves - 1) / waves * tile_.columns;
-  capacity_ = words_.direct() && size > kScaledRows ? kScaledRows : size;
+  capacity_ = direct_ && size > kScaledRows ? kScaledRows : size;
   for (int64_t begin = 0; begin < count; begin += wave) {
     const int64_t width = begin + wave < count ? wave : count - begin;
     const Columns columns = pack_columns(call_, words_, tile_, image, tokens, norms, direction_, begin, width, hard_columns);
-    Word* words = buffers[negengine_workspace::scratch].get<Word>(threads * capacity_ * per_row);
+    Word* words = buffers[negengine_workspace::scratch].get<Word>(threads * capacity_ * pitch_);
     const Word** pointers = buffers[negengine_workspace::pointers].get<const Word*>(threads * slots);
     Candidates* candidates = buffers[negengine_workspace::candidates].get<Candidates>(threads * slots);
     Row* rows = buffers[negengine_workspace::rows].get<Row>(threads * slots);
     float* shifts = buffers[negengine_workspace::shifts].get<float>(threads * slots);
     call_.workspace.pool.run(static_cast<int64_t>(blocks.size()), threads, [&](int64_t b, int thread) {
       block(image, columns, blocks[static_cast<size_t>(b)],
-            {words + thread * capacity_ * per_row, pointers + thread * slots, candidates + thread * slots, rows + thread * slots,
+            {words + thread * capacity_ * pitch_, pointers + thread * slots, candidates + thread * slots, rows + thread * slots,
              shifts + thread * slots});
     });
   }
@@ -137,8 +146,9 @@ void Search::block(const Image& image, const Columns& columns, const Block& bloc
       const double norm = norm_of(call_, data);
       if (!std::isfinite(norm)) continue;
       const double scale = comfortable(norm), at_least = norm > kEps ? norm : kEps;
-      if (!words_.readable(data, scale)) converted++;
-      const Words::Row read = words_.read(data, norm, direction_, zero, scratch.words + (converted - 1) * words_.per_row());
+      const bool here = direct_ && words_.readable(data, norm);
+      const Words::Row read = here ? words_.as_it_is(data, norm)
+                                   : words_.converted(data, norm, direction_, zero, scratch.words + converted++ * pitch_);
       const Quantised& quantised = read.quantised;
       if (format_ == Format::int8 && quantised.lost > kMostLost * scale * norm) {
         *hard = 1;
