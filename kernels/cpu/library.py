@@ -10,7 +10,7 @@ from pathlib import Path
 
 from negengine.kernels.cpu.build import FAILURE, NAME
 
-ABI = 1  # NEGENGINE_ABI of include/negengine_cpu.h
+ABI = 2  # NEGENGINE_ABI of include/negengine_cpu.h
 FOLDER = Path(__file__).resolve().parent
 SEARCHES = {"auto": 0, "exact": 1, "bf16": 2, "int8": 3}
 MATCHINGS = {"paper": 0, "release": 1}

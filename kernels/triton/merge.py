@@ -185,7 +185,7 @@ def rescored(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The best candidate by its cosine in float32, and whether a key that is no candidate may be better by ``HARMLESS`` or equal."""
+    """The best candidate by its cosine in float32, and whether another key may be better by ``HARMLESS``, or equal."""
     hidden = tl.full([ROWS], float("-inf"), tl.float32)
     key_error = tl.zeros([ROWS], tl.float32)
     careful = exists & (query_weight == HARD)

@@ -73,7 +73,7 @@ def _cpu_growth(variant: Variant) -> dict[str, int | None]:
     if variant.prepare is not None:
         variant.prepare()
     if variant.backend == "cpu":
-        cpu.workspace.cache_clear()
+        cpu._workspaces.clear()
     _trim()
     CLEAR.write_text("5")  # the peak begins anew
     before = _resident("VmRSS")

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from negengine import ops, reference
 from negengine.cli.environment import machine, versions
+from negengine.kernels.cpu import library
+from negengine.ops import cpu, registry
 
 DELTAS = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the cosine of the chosen token, spec section 1
 
@@ -23,26 +25,37 @@ def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0
         about.add_row(name, version or "not installed")
     for key, value in machine().items():
         about.add_row(key, ", ".join(value) or "none" if isinstance(value, list) else str(value))
+    if library.missing() is None:
+        about.add_row("cpu kernels", library.isa())
+        auto = (f"{dtype_name(dtype)} in {cpu.precision(dtype, 'auto')}" for dtype in DELTAS)
+        about.add_row("cpu search='auto'", ", ".join(auto))
+        about.add_row("cpu threads", "torch's" if cpu.parallel_of_torch() else "their own: torch has no OpenMP runtime to share")
     console.print(about)
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    tests = Table("backend", "device", "dtype", "result", title="self-test against the float64 oracle")
+    tests = Table("backend", "device", "dtype", "search", "result", title="self-test against the float64 oracle")
     failed = False
     for backend, reason in ops.backends().items():
         if reason is not None:
-            tests.add_row(backend, "", "", f"not usable: {reason}")
+            tests.add_row(backend, "", "", "", f"not usable: {reason}")
             continue
         for device in devices:
             for dtype in DELTAS:
-                fault = self_test(backend, device, dtype, seed)
-                failed |= fault is not None
-                tests.add_row(backend, device, str(dtype).removeprefix("torch."), "ok" if fault is None else f"FAILED: {fault}")
+                for search in registry.SEARCHES:
+                    if registry._BACKENDS[backend].refuses(torch.device(device), dtype, search) is None:
+                        fault = self_test(backend, device, dtype, seed, search)
+                        failed |= fault is not None
+                        tests.add_row(backend, device, dtype_name(dtype), search, "ok" if fault is None else f"FAILED: {fault}")
     console.print(tests)
     if failed:
         raise typer.Exit(1)
 
 
-def self_test(backend: str, device: str, dtype: torch.dtype, seed: int) -> str | None:
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def self_test(backend: str, device: str, dtype: torch.dtype, seed: int, search: str = "auto") -> str | None:
     """None if a backend keeps the numeric contract on a random input, else what it broke."""
     generator = torch.Generator().manual_seed(seed)
     r = torch.randn(200, 96, generator=generator)
@@ -51,12 +64,13 @@ def self_test(backend: str, device: str, dtype: torch.dtype, seed: int) -> str |
     mask = torch.rand(200, generator=generator).to(device) > 0.2
     exact_x, exact_r = x[0].double(), r.double()
     cosines = reference.cosine(exact_x, exact_r).masked_fill(~mask, -torch.inf)
-    _, index = ops.match(x, r, mask, backend=backend)
+    _, index = ops.match(x, r, mask, backend=backend, search=search)
     chosen = cosines.gather(1, index[0].long()[:, None])[:, 0]
     worst = float((cosines.amax(1) - chosen).max())
-    if worst > DELTAS[dtype]:
-        return f"a chosen token's cosine is {worst:.1e} below the best, {DELTAS[dtype]:.0e} is allowed"
-    y = ops.negtome(x, r, alpha=0.9, threshold=-1, mask=mask, backend=backend)[0].double()
+    allowed = DELTAS[dtype] if search in ("auto", "exact") else 1e-2
+    if worst > allowed:
+        return f"a chosen token's cosine is {worst:.1e} below the best, {allowed:.0e} is allowed"
+    y = ops.negtome(x, r, alpha=0.9, threshold=-1, mask=mask, backend=backend, search=search)[0].double()
     expected = reference.merge(exact_x, exact_r, index[0].long(), 0.9, torch.ones_like(chosen, dtype=torch.bool))
     torch_error = (
         reference.merge(x[0], r, index[0].long(), 0.9, torch.ones_like(chosen, dtype=torch.bool)).double() - expected

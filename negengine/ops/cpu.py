@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
+import os
+import threading
 from ctypes import byref
 from pathlib import Path
 
@@ -33,10 +34,29 @@ def parallel_of_torch() -> int | None:
     return None
 
 
-@functools.cache
+_lock = threading.Lock()
+_forked = False  # a child has none of the threads that its parent's OpenMP runtime believes in
+_workspaces: dict[int, Workspace] = {}  # by process: one inherited through fork() may be locked for ever, and is left alone
+
+
 def workspace() -> Workspace:
     """Memory and threads of all calls of this process; ``workspace().release()`` gives the memory back."""
-    return Workspace(WORKSPACE_BYTES, parallel_of_torch())
+    found = _workspaces.get(os.getpid())
+    if found is None:
+        with _lock:
+            found = _workspaces.get(os.getpid())
+            if found is None:
+                found = _workspaces[os.getpid()] = Workspace(WORKSPACE_BYTES, None if _forked else parallel_of_torch())
+    return found
+
+
+def _after_fork() -> None:
+    global _lock, _forked
+    _lock, _forked = threading.Lock(), True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | None:

@@ -131,6 +131,8 @@ def negtome_(
         As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be.
     """
     _check(x, bank, references, mask, matching, search, backend, keep, stats)
+    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ValueError("x repeats the same memory (an expanded tensor) and cannot be overwritten; call x.contiguous() first")
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
     torch.ops.negengine.negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint)
     return x
@@ -144,7 +146,7 @@ def as_alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
         if alpha.ndim == 1 and alpha.dtype == torch.float64 and len(alpha) == len(x) and alpha.device == x.device:
             return alpha
         return alpha.to(x.device, torch.float64).reshape(-1).expand(len(x))
-    if not math.isfinite(alpha):
+    if not -math.inf < alpha < math.inf:  # compilers follow a comparison of a number that changes
         raise ValueError(f"alpha must be finite, got {alpha}")
     return torch.full((len(x),), alpha, dtype=torch.float64, device=x.device)
 
@@ -199,7 +201,7 @@ def _check(
         raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
-    if x.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (x.requires_grad or (bank is not None and bank.requires_grad)):
         raise RuntimeError("NegToMe is not differentiable; call it under torch.no_grad() or torch.inference_mode()")
     if matching not in MATCHINGS:
         raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")

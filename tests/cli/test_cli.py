@@ -13,6 +13,7 @@ from negengine import models, ops
 from negengine.cli import app
 from negengine.cli.doctor import self_test
 from negengine.cli.errors import one_line_errors
+from negengine.ops import registry
 
 runner = CliRunner()
 
@@ -45,6 +46,11 @@ def test_doctor_tests_every_backend():
     assert torch.__version__ in result.output
     assert all(name in result.output for name in ops.backends())
     assert "FAILED" not in result.output
+    for search in ("bf16", "int8"):
+        usable = registry._BACKENDS["cpu"].missing() or registry._BACKENDS["cpu"].refuses(
+            torch.device("cpu"), torch.float32, search
+        )
+        assert (f"│ {search} " in result.output) == (usable is None)
 
 
 def test_doctor_fails_when_a_backend_is_wrong(monkeypatch):

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,6 +221,24 @@ def test_a_bank_that_overlaps_askew(shift):
 
 
 @native
+@pytest.mark.parametrize("images_inside", [False, True])
+@pytest.mark.parametrize("shift", [1, 2, 4, 5, 6, 9, 10])
+def test_a_bank_that_overlaps_by_whole_tokens(shift, images_inside, threads):
+    """Beyond the last token of an image lies the first of the next, which may be overwritten too."""
+    threads(2)
+    storage = torch.randn(30, 8)
+    shape = (5, 3, 8) if images_inside else (3, 5, 8)
+    x, bank = (storage[i : i + 15].view(shape) for i in (0, shift))
+    if images_inside:
+        x, bank = x.transpose(0, 1), bank.transpose(0, 1)
+    for table in (torch.tensor([[1], [2], [0]]), torch.tensor([[0], [1], [2]]), torch.tensor([[2], [2], [1]])):
+        saved = storage.clone()
+        expected = ops.negtome_(x.clone(), table.int(), 0.9, -1.0, bank=bank.clone(), backend="cpu")
+        assert torch.equal(ops.negtome_(x, table.int(), 0.9, -1.0, bank=bank, backend="cpu"), expected)
+        storage.copy_(saved)
+
+
+@native
 def test_channels_that_are_not_adjacent():
     x, r = torch.randn(2, 9, 30), torch.randn(30, 12)
     wide = x.transpose(1, 2)
@@ -273,6 +293,47 @@ def test_a_forked_child_starts_its_own_threads(threads):
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@native
+def test_a_fork_while_another_thread_calls():
+    """The child inherits a workspace that is locked, by a thread that it does not have."""
+    code = """if True:
+        import os, signal, threading, torch
+        from negengine import ops
+        torch.set_num_threads(1)
+        x, busy = torch.randn(4, 512, 64), True
+        def work():
+            while busy:
+                ops.negtome(x, x[0], backend="cpu")
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                ops.negtome(x[:, :5], x[0, :7], backend="cpu")
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        busy = False
+        thread.join()
+        print("done")
+    """
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert run.stdout == "done\n", run.stderr
+
+
+@native
+def test_threads_that_make_the_first_call_share_a_workspace(monkeypatch):
+    made = []
+    monkeypatch.setattr(cpu, "_workspaces", {})
+    monkeypatch.setattr(
+        cpu, "Workspace", lambda *arguments: time.sleep(0.02) or made.append(library.Workspace(*arguments)) or made[-1]
+    )
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: cpu.workspace(), range(8)))
+    assert len(made) == 1
+    assert all(space is made[0] for space in found)
 
 
 @native

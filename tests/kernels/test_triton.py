@@ -8,6 +8,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -393,22 +394,32 @@ def test_without_a_gpu_it_says_so():
     assert ops.backends()["triton"] == "needs a GPU, and torch finds none"
 
 
+UNDER_INTERPRETER = {  # longest first
+    "contract": (
+        ["tests/ops/test_contract.py"],
+        "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))",
+    ),
+    "kernels": (["tests/kernels/test_triton.py"], "test"),
+    "in_place": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py"], "triton-cpu"),
+    "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
+}
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Name -> a run of pytest under the interpreter, as many at once as there are cores."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "6", "OMP_NUM_THREADS": "1"}
+
+    def run(files, which):
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-k", which, *files]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(run, *arguments) for name, arguments in UNDER_INTERPRETER.items()}
+
+
 @pytest.mark.skipif(GPU or INTERPRETED, reason="runs the tests under the interpreter where they could not run otherwise")
-@pytest.mark.parametrize(
-    "files,which",
-    [
-        (["tests/kernels/test_triton.py"], "test"),
-        (
-            ["tests/ops/test_contract.py"],
-            "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))",
-        ),
-        (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py"], "triton-cpu"),
-        (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
-    ],
-    ids=["kernels", "contract", "in_place", "determinism"],
-)
-def test_under_the_interpreter(files, which):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "4", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-k", which, *files]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+@pytest.mark.parametrize("name", UNDER_INTERPRETER)
+def test_under_the_interpreter(name, interpreted):
+    done = interpreted[name].result()
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

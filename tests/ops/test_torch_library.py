@@ -80,6 +80,16 @@ def test_compiled_negtome(dynamic):
     assert torch.equal(compiled(function, dynamic)(x, r, mask), function(x, r, mask))
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_with_numbers_that_change(dynamic):
+    def function(x, r, alpha, threshold):
+        return ops.negtome(x, r, alpha, threshold)
+
+    x, r, compiled_function = torch.randn(2, 13, 6), torch.randn(9, 6), compiled(function, dynamic)
+    for alpha, threshold in ((0.9, 0.1), (1.0, 0.2), (-0.3, -1.0)):
+        assert torch.equal(compiled_function(x, r, alpha, threshold), function(x, r, alpha, threshold))
+
+
 @pytest.mark.parametrize("start", [0, 5])
 @pytest.mark.parametrize("own", [True, False])
 def test_compiled_in_place(start, own):

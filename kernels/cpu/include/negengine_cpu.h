@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define NEGENGINE_ABI 1 /* of this header; a caller compares it with negengine_abi() */
+#define NEGENGINE_ABI 2 /* of this header; a caller compares it with negengine_abi() */
 
 enum negengine_status {
   NEGENGINE_OK = 0,

@@ -65,6 +65,8 @@ struct Kernels {
   double (*dot[kDTypes])(const void* a, const void* b, int64_t n);
   // the same from sums in float32, for rows whose products neither overflow nor vanish
   double (*dot_f32[kDTypes])(const void* a, const void* b, int64_t n);
+  // the same for equal rows, zeros of either sign being equal
+  uint64_t (*hash[kDTypes])(const void* row, int64_t n);
   // scale * row as float32 or bfloat16 (returns the squared norm of what rounding took), padded with zeros to n_padded
   void (*to_f32[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, float* out);
   double (*to_bf16[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, uint16_t* out);

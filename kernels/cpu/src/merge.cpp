@@ -87,14 +87,14 @@ bool Merge::overlaps() const {
 // Whether tokens of the bank lie exactly where tokens of y do, if they meet at all.
 bool Merge::locate() {
   if (problem_.bank_image * size_ != y_image_ || problem_.bank_token * size_ != y_token_) return false;
-  int64_t shift = static_cast<const char*>(problem_.bank) - y_;
-  if (shift == 0) return true;
+  const int64_t shift = static_cast<const char*>(problem_.bank) - y_;
   if (shift < 0 || y_image_ == 0 || y_token_ == 0) return false;
   const int64_t outer = y_image_ > y_token_ ? y_image_ : y_token_, inner = y_image_ + y_token_ - outer;
   if (shift % outer % inner != 0) return false;
   image_shift_ = y_image_ == outer ? shift / outer : shift % outer / inner;
   token_shift_ = y_image_ == outer ? shift % outer / inner : shift / outer;
-  return true;
+  // what the shift carries beyond the inner extent may lie in the next image or token
+  return y_image_ == outer ? token_shift_ + problem_.M <= T_ : image_shift_ + problem_.R <= problem_.B;
 }
 
 // The row of y that the reference of `row` is part of and that changes, or -1.
@@ -124,7 +124,6 @@ void Merge::take_snapshot() {
 void Merge::in_order() {
   auto& buffers = call_.workspace.buffers;
   auto* readers = buffers[negengine_workspace::readers].get<std::atomic<int32_t>>(rows_);
-  const int64_t tasks = (rows_ + kRowsPerTask - 1) / kRowsPerTask;
   std::vector<int64_t> leaves, cycles;
   for (int64_t row = 0; row < rows_; row++) readers[row].store(0, std::memory_order_relaxed);
   for (int64_t row = 0; row < rows_; row++)
@@ -134,7 +133,6 @@ void Merge::in_order() {
     }
   for (int64_t row = 0; row < rows_; row++)
     if (gate_[row] && readers[row].load(std::memory_order_relaxed) == 0) leaves.push_back(row);
-  (void)tasks;
   constexpr int32_t kWritten = -1;
   each(static_cast<int64_t>(leaves.size() + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
     for (size_t i = static_cast<size_t>(task * kRowsPerTask); i < leaves.size() && i < static_cast<size_t>((task + 1) * kRowsPerTask); i++)

@@ -19,27 +19,8 @@ float value_of(const char* token, int64_t k, int dtype) {
   }
   uint16_t bits;
   std::memcpy(&bits, token + 2 * k, 2);
-  // enough to compare and to hash: equal bits, and zeros of both signs
+  // enough to compare: equal bits, and zeros of both signs
   return (bits & 0x7fff) == 0 ? 0.0f : static_cast<float>(bits);
-}
-
-uint64_t mixed(uint64_t z) {  // the finaliser of splitmix64
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
-// Equal rows have equal keys.
-uint64_t key_of(const char* token, int64_t channels, int dtype, double norm) {
-  uint64_t key;
-  std::memcpy(&key, &norm, sizeof key);
-  for (int64_t k = 0; k < channels && k < 8; k++) {
-    const float value = value_of(token, k, dtype) + 0.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    key = mixed(key + bits);
-  }
-  return key;
 }
 
 bool equal(const char* a, const char* b, int64_t channels, int dtype) {
@@ -113,7 +94,7 @@ int64_t choose_columns(Call& call, const Image& image, const std::function<bool(
       const char* token = image.token(i);
       const double norm = allowed(i) ? norm_of(call, token) : NAN;
       norms[i] = std::isfinite(norm) ? norm : NAN;
-      keys[i] = key_of(token, D, dtype, norm);
+      keys[i] = std::isfinite(norm) ? call.kernels.hash[dtype](token, D) : 0;
     }
   });
   size_t slots = 2;

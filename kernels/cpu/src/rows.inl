@@ -185,6 +185,21 @@ double to_bf16(const void* row, int64_t n, int64_t n_padded, double scale, uint1
 }
 
 template <class T>
+uint64_t hash(const void* row, int64_t n) {
+  u32x16 lanes = {};
+  for_each_vector<T>(row, n, [&](int64_t, f32x16 v) {
+    lanes = (lanes ^ bit_cast<u32x16>(v + 0.0f)) * 0x9e3779b1u + 0x85ebca6bu;  // adding zero takes the sign off one
+    lanes ^= lanes >> 15;
+  });
+  uint64_t result = 0;
+  for (int i = 0; i < 16; i++) {
+    result = (result ^ lanes[i]) * 0x9e3779b97f4a7c15u;
+    result ^= result >> 32;
+  }
+  return result;
+}
+
+template <class T>
 inline float largest(const void* row, int64_t n, double scale, Centre centre) {
   f32x16 peaks = {};
   for_each_vector<T>(row, n, [&](int64_t k, f32x16 v) {
@@ -248,6 +263,7 @@ inline Kernels row_kernels() {
     typedef decltype(type) T;
     kernels.dot[i] = dot<T>;
     kernels.dot_f32[i] = dot_f32<T>;
+    kernels.hash[i] = hash<T>;
     kernels.to_f32[i] = to_f32<T>;
     kernels.to_bf16[i] = to_bf16<T>;
     kernels.to_int8[i] = to_int8<T>;

@@ -38,8 +38,8 @@ class Buffer {
 struct negengine_workspace {
   enum Use {
     panels, weights, offsets, constants, columns, norms, hashes, hard, centre,  // of the columns
-    scratch, pointers, candidates, rows, shifts,                               // of each thread
-    cosines, indices, gates, readers, snapshot,                                // of the call
+    scratch, pointers, candidates, rows, shifts,                                // of each thread
+    cosines, indices, gates, readers, snapshot,                                 // of the call
     uses
   };
 
