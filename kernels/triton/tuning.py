@@ -178,15 +178,15 @@ def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligne
 def splits(shape: Shape, config: MatchConfig, architecture: Architecture, slots: int = 1) -> tuple[int, int]:
     """Into how many parts the keys of a row tile are divided, and how many key tiles make a part.
 
-    ``slots`` scores and indices leave a part. Where that is more than one, parts also keep candidates from crowding each other
-    out, so there are ``CROWD`` of them whatever the device and the memory.
+    ``slots`` scores and indices leave a part. Where that is more than one, which candidates crowd each other out depends on the
+    parts, so there are ``CROWD`` of them whatever the device and the memory: the same input gives the same bits.
     """
     row_tiles = shape.B * -(-shape.T // config.block_m)
     key_tiles = shape.K * -(-shape.M // config.block_n)
     wanted = -(-WAVES * architecture.processors // row_tiles)
     affordable = WORKSPACE // (8 * slots * shape.B * shape.T)
-    least = 1 if slots == 1 else CROWD
-    span = -(-key_tiles // min(max(min(wanted, affordable), least), key_tiles))
+    parts = max(min(wanted, affordable), 1) if slots == 1 else CROWD
+    span = -(-key_tiles // min(parts, key_tiles))
     return -(-key_tiles // span), span
 
 
