@@ -15,7 +15,7 @@ from pathlib import Path
 
 KIB = 1024
 WORKSPACE = 2 * 2**20  # bytes of candidates, at most
-CROWD = 4  # parts of the keys in a quantised search, at least
+CROWD = 4  # parts of the keys in a quantised search
 WAVES = 4  # units of work per program that runs at once: fewer leave processors idle at the end
 
 
