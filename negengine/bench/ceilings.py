@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import torch
 
+from negengine.bench.interleave import interleave
 from negengine.bench.shapes import Shape
 
 DRIFT = 0.10  # a peak that moved by more between before and after makes a case suspect
@@ -121,19 +120,7 @@ def copy_bandwidth(device: str) -> float:
 
 def _seconds(call: Callable[[], object], rounds: int) -> float:
     """Median, after one call to warm up."""
-    seconds = []
-    for _ in range(rounds + 1):
-        _wait()
-        begun = time.perf_counter()
-        call()
-        _wait()
-        seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds[1:])
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return interleave({"": call}, rounds=rounds, warmup=1)[""].median
 
 
 def nvml() -> dict[str, Any] | None:
