@@ -64,7 +64,7 @@ def is_finite(total):
 @triton.jit
 def scaled_norm(f, total):
     """``max(|v|, eps) * f`` of a row whose entries, times ``f``, have squares that sum to ``total``."""
-    return tl.maximum(tl.sqrt_rn(total), EPS * f)
+    return tl.maximum(tl.sqrt_rn(total), f * EPS)  # the other way round the interpreter of Triton 3.7 takes no product
 
 
 @triton.jit

@@ -41,13 +41,10 @@ def test_no_size_is_a_constant(kernel):
     assert all(p.do_not_specialize for p in sizes)
 
 
-def test_the_table_in_the_docs_is_of_these_configurations():
-    text = gates.DOCUMENT.read_text().split(gates.BEGIN)[1]
-    for architecture in tuning.ARCHITECTURES:
-        for variant in gates.variants(architecture, False):
-            if variant.kernel == "match":
-                tile = " x ".join(str(variant.settings[f"BLOCK_{n}"]) for n in "MNK")
-                assert f"| match | {architecture} | {variant.dtype} | {tile} | {variant.num_warps} |" in text
+def test_the_table_in_the_docs_is_of_these_kernels():
+    """All variants take half an hour: here the defaults are compiled, `make gates` does all and signs the table."""
+    found = gates.DOCUMENT.read_text().split(gates.BEGIN)[1]
+    assert gates.fingerprint() in found, "the kernels or their configurations changed: run `make gates`"
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------
