@@ -8,7 +8,7 @@ import pytest
 import torch
 from negengine.kernels.cpu import library
 
-from negengine.bench import SHAPES, interleave, suite
+from negengine.bench import SHAPES, dispatch, interleave, suite
 from negengine.bench import ceilings as ceilings_
 from negengine.bench.ceilings import Ceilings, floor
 from negengine.bench.memory import CLEAR, growth
@@ -16,6 +16,7 @@ from negengine.bench.results import Results, table
 from negengine.bench.shapes import SCALING, Shape
 from negengine.bench.suite import AGAIN, Case, Row
 from negengine.bench.variants import precision, usable
+from negengine.ops import registry
 
 RATES = Ceilings({"fp32": 100.0, "bf16": 200.0, "int8": 400.0}, 1e10)
 
@@ -51,6 +52,18 @@ def test_percentiles(ten):
     assert ten.median == 5.5
     assert ten.percentile(10) == pytest.approx(1.9)
     assert ten.summary() == {"median": 5.5, "p10": pytest.approx(1.9), "p90": pytest.approx(9.1), "rounds": 10}
+
+
+def test_dispatch_is_measured_around_nothing_and_around_kernels(monkeypatch):
+    found = dispatch.measure("cpu", rounds=2, calls=3)
+    assert {(row["settings"], row["backend"]) for row in found} >= {("tensors", dispatch.IDLE), ("numbers", dispatch.IDLE)}
+    assert all(0 < row["p10"] <= row["median"] <= row["p90"] < 0.1 for row in found)
+    counted = []
+    monkeypatch.setitem(
+        registry._BACKENDS, dispatch.IDLE, replace(registry._BACKENDS[dispatch.IDLE], fused=lambda *a: counted.append(a))
+    )
+    dispatch.measure("cpu", rounds=2, calls=3)
+    assert len(counted) == 2 * (2 + 2) * 3  # both forms of settings, two rounds to warm up
 
 
 @pytest.mark.parametrize("gate, low, high", [("half", 0.3, 0.7), ("all", 1, 1), ("none", 0, 0)])

@@ -399,6 +399,18 @@ def test_wrong_arguments_give_codes():
     for wrong in (7, -1, 0):  # 0: in the image that has no reference
         pointers = (torch.full((2, 5), wrong, dtype=torch.int32).data_ptr(), gate.data_ptr(), alpha.data_ptr(), y.data_ptr())
         assert c.negengine_merge(space.handle, ctypes.byref(problem), *pointers, 40, 8) == ERROR_INDEX
+    index.zero_()
+    before = x.clone()
+    pointers = (index.data_ptr(), gate.data_ptr(), alpha.data_ptr(), x.data_ptr())
+    table = table.abs()
+    problem = cpu._problem(x, bank, table, None, "paper", "auto")
+    for strides in ((8, 40), (40, 16), (-40, 8)):  # in place, but not where the tokens are
+        assert c.negengine_merge(space.handle, ctypes.byref(problem), *pointers, *strides) == ERROR_ARGUMENT
+        merge = cpu.MergeArguments(x.data_ptr(), alpha.data_ptr(), alpha.data_ptr(), None, None, *strides, 1, 0, 0, 0)
+        assert c.negengine_negtome(space.handle, ctypes.byref(problem), ctypes.byref(merge)) == ERROR_ARGUMENT
+    assert torch.equal(x, before)
+    assert c.negengine_merge(space.handle, ctypes.byref(problem), *pointers, 40, 8) == 0
+    assert not torch.equal(x, before)
     assert c.negengine_set_isa(77) == c.negengine_set_isa(-1) == ERROR_UNSUPPORTED
     assert c.negengine_isa_name(77) is None
     texts = {c.negengine_status_text(code) for code in range(8)}

@@ -111,8 +111,8 @@ NEGENGINE_API const char *negengine_precision(int dtype, int search);
 /* cosine [B, T], index [B, T]: slot * M + token, or -1 (and cosine -inf) where nothing can be matched. */
 NEGENGINE_API int negengine_match(negengine_workspace *workspace, const negengine_problem *problem, float *cosine, int32_t *index);
 
-/* y [B, T, D] from indices as negengine_match gives them. alpha [B], gate [B, T]: adjacent. y may be x; otherwise it must not
- * overlap x. All reads are of values from before the update, also when y overlaps the bank. */
+/* y [B, T, D] from indices as negengine_match gives them. alpha [B], gate [B, T]: adjacent. y may be x, with its strides; otherwise
+ * it must not overlap x. All reads are of values from before the update, also when y overlaps the bank. */
 NEGENGINE_API int negengine_merge(negengine_workspace *workspace, const negengine_problem *problem, const int32_t *index,
                                   const uint8_t *gate, const double *alpha, void *y, int64_t y_image, int64_t y_token);
 

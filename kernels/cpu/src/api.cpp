@@ -33,6 +33,12 @@ int check(const negengine_problem* p) {
   return NEGENGINE_OK;
 }
 
+// Whether y may be written: elsewhere than x, or where x is, token by token.
+bool writable(const negengine_problem& p, const void* y, int64_t y_image, int64_t y_token) {
+  if (y == nullptr || y_image < 0 || y_token < 0) return false;
+  return y != p.x || ((p.B == 1 || y_image == p.x_image) && (p.T == 1 || y_token == p.x_token));
+}
+
 // Runs `body(call)` with the workspace to itself.
 template <class Body>
 int with(negengine_workspace* workspace, const negengine_problem* problem, Body&& body) {
@@ -137,7 +143,7 @@ int negengine_merge(negengine_workspace* workspace, const negengine_problem* pro
   return with(workspace, problem, [&](Call& call) -> int {
     const int64_t rows = problem->B * problem->T;
     if (rows == 0) return NEGENGINE_OK;
-    if (index == nullptr || gate == nullptr || alpha == nullptr || y == nullptr || y_image < 0 || y_token < 0)
+    if (index == nullptr || gate == nullptr || alpha == nullptr || !writable(*problem, y, y_image, y_token))
       return NEGENGINE_ERROR_ARGUMENT;
     for (int64_t row = 0; row < rows; row++)
       if (gate[row] && (index[row] < 0 || index[row] >= problem->K * problem->M ||
@@ -150,11 +156,10 @@ int negengine_merge(negengine_workspace* workspace, const negengine_problem* pro
 
 int negengine_negtome(negengine_workspace* workspace, const negengine_problem* problem, const negengine_merge_arguments* m) {
   return with(workspace, problem, [&](Call& call) -> int {
-    if (m == nullptr || m->threshold == nullptr || m->stats_entry < 0 || m->y_image < 0 || m->y_token < 0 || m->alpha_image < 0 ||
-        m->keep_image < 0 || m->keep_token < 0)
+    if (m == nullptr || m->threshold == nullptr || m->stats_entry < 0 || m->alpha_image < 0 || m->keep_image < 0 || m->keep_token < 0)
       return NEGENGINE_ERROR_ARGUMENT;
     const int64_t B = problem->B, T = problem->T;
-    if (B * T > 0 && (m->y == nullptr || m->alpha == nullptr)) return NEGENGINE_ERROR_ARGUMENT;
+    if (B * T > 0 && (m->alpha == nullptr || !writable(*problem, m->y, m->y_image, m->y_token))) return NEGENGINE_ERROR_ARGUMENT;
     float* cosine = workspace->buffers[negengine_workspace::cosines].get<float>(B * T);
     int32_t* index = workspace->buffers[negengine_workspace::indices].get<int32_t>(B * T);
     uint8_t* gate = workspace->buffers[negengine_workspace::gates].get<uint8_t>(B * T);
