@@ -30,7 +30,7 @@ from triton.compiler import ASTSource
 DTYPES = ("fp16", "bf16", "fp32")
 CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
-MOST_SPILLED = 32  # bytes that the memory-bound kernels may spill for a block more a multiprocessor
+MOST_SPILLED = 64  # bytes that the memory-bound kernels may spill for a block more a multiprocessor
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "order": "i32",

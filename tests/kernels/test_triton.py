@@ -400,7 +400,10 @@ UNDER_INTERPRETER = {  # longest first
         "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))",
     ),
     "kernels": (["tests/kernels/test_triton.py"], "test"),
-    "in_place": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py"], "triton-cpu"),
+    "in_place": (
+        ["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"],
+        "triton-cpu and (not opcheck or (plain and float32-auto))",
+    ),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
 

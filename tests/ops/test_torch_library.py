@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from contract import cases
 
 from negengine import ops
+from negengine.ops import registry
 
-SHAPES = [(2, 9, 5, torch.float32), (3, 17, 8, torch.bfloat16)]
+SHAPES = {torch.float32: (2, 9, 5), torch.bfloat16: (3, 17, 8)}
+CASES = pytest.mark.parametrize("case", [case for case in cases(("auto", "int8", "fp8")) if case.dtype in SHAPES], ids=str)
 LAYOUTS = {
     "plain": lambda x: x,
     "view": lambda x: torch.cat([x[:, :2], x], 1)[:, 2:],
@@ -14,39 +17,58 @@ LAYOUTS = {
 }
 
 
-def operands(B, T, D, dtype, layout="plain", own=False):
-    x = LAYOUTS[layout](torch.randn(B, T, D).to(dtype))
-    bank = None if own else torch.randn(3, T, D).to(dtype)
-    references = torch.tensor([[-1, 0]] + [[0, 1]] * (B - 1), dtype=torch.int32)
-    mask, keep = torch.rand(B if own else 3, T) > 0.2, torch.rand(B, T) > 0.2
+def operands(case, layout="plain", own=False):
+    B, T, D = SHAPES[case.dtype]
+    x = LAYOUTS[layout](torch.randn(B, T, D).to(case.device, case.dtype))
+    bank = None if own else torch.randn(3, T, D).to(x)
+    references = torch.tensor([[-1, 0]] + [[0, 1]] * (B - 1), dtype=torch.int32, device=case.device)
+    mask, keep = torch.rand(B if own else 3, T, device=case.device) > 0.2, torch.rand(B, T, device=case.device) > 0.2
     return x, bank, references, mask, keep
 
 
-@pytest.mark.parametrize("B,T,D,dtype", SHAPES)
+def settings(case):
+    B = SHAPES[case.dtype][0]
+    alpha = torch.full((B,), 0.9, dtype=torch.float64, device=case.device)
+    return alpha, torch.zeros(1, dtype=torch.float64, device=case.device)
+
+
+@CASES
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("own,masked", [(True, False), (False, True), (True, True)])
-def test_opcheck_match_and_negtome(B, T, D, dtype, layout, own, masked):
-    x, bank, references, mask, keep = operands(B, T, D, dtype, layout, own)
+def test_opcheck_match_and_negtome(case, layout, own, masked):
+    x, bank, references, mask, keep = operands(case, layout, own)
     mask, keep = (mask, keep) if masked else (None, None)
-    names = ("paper", "auto", None)
+    names = ("paper", case.search, case.backend)
     torch.library.opcheck(torch.ops.negengine.match, (x, bank, references, mask, *names))
-    alpha, threshold = torch.full((B,), 0.9, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.negengine.negtome, (x, bank, references, alpha, threshold, keep, mask, *names))
+    torch.library.opcheck(torch.ops.negengine.negtome, (x, bank, references, *settings(case), keep, mask, *names))
 
 
-@pytest.mark.parametrize("B,T,D,dtype", SHAPES)
+@CASES
 @pytest.mark.parametrize("layout", ["plain", "view", "images_inside"])
 @pytest.mark.parametrize(
     "own,masked,counted", [(True, False, True), (False, True, False), (False, False, True), (True, True, False)]
 )
-def test_opcheck_in_place(B, T, D, dtype, layout, own, masked, counted):
-    x, bank, references, mask, keep = operands(B, T, D, dtype, layout, own)
+def test_opcheck_in_place(case, layout, own, masked, counted):
+    x, bank, references, mask, keep = operands(case, layout, own)
     mask, keep = (mask, keep) if masked else (None, None)
-    stats = torch.zeros(3, dtype=torch.int64) if counted else None
-    alpha, threshold = torch.full((B,), 0.9, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    torch.library.opcheck(
-        torch.ops.negengine.negtome_, (x, bank, references, alpha, threshold, keep, stats, mask, "paper", "auto", None)
-    )
+    stats = torch.zeros(3, dtype=torch.int64, device=case.device) if counted else None
+    names = ("paper", case.search, case.backend)
+    torch.library.opcheck(torch.ops.negengine.negtome_, (x, bank, references, *settings(case), keep, stats, mask, *names))
+
+
+@CASES
+def test_opcheck_of_what_a_graph_shows(case):
+    """The operators that stand for those above in a compiled graph, where a backend has any."""
+    traced = registry._BACKENDS[case.backend].traced
+    if not traced:
+        pytest.skip(f"backend {case.backend} stays opaque on {case.device}")
+    for own in (True, False):
+        x, bank, references, mask, keep = operands(case, own=own)
+        names = ("paper", case.search)
+        torch.library.opcheck(traced["match"], (x, bank, references, mask, *names))
+        torch.library.opcheck(traced["negtome"], (x, bank, references, *settings(case), keep, mask, *names))
+        stats = torch.zeros(3, dtype=torch.int64, device=case.device)
+        torch.library.opcheck(traced["negtome_"], (x, bank, references, *settings(case), keep, stats, mask, *names))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
