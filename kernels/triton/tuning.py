@@ -117,7 +117,7 @@ _QUANTISED = {
     "sm_86": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "sm_89": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "sm_90": (MatchConfig(256, 128, 128, 8, 3), MatchConfig(128, 128, 128, 8, 4)),
-    "sm_100": (MatchConfig(256, 128, 128, 8, 3, halvings=2), MatchConfig(128, 128, 128, 8, 4, halvings=1)),
+    "sm_100": (MatchConfig(256, 128, 128, 8, 3, halvings=3), MatchConfig(128, 128, 128, 8, 4, halvings=2)),
     "sm_120": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
     "generic": (MatchConfig(64, 64, 64, 4, 3), MatchConfig(64, 64, 64, 4, 3)),
@@ -127,7 +127,7 @@ _QUANTISED = {
 _POINTERS = {
     ("sm_90", 1): MatchConfig(128, 128, 128, 8, 4),
     ("sm_90", 2): MatchConfig(256, 128, 64, 8, 4),
-    ("sm_100", 1): MatchConfig(128, 128, 128, 8, 4, halvings=1),
+    ("sm_100", 1): MatchConfig(128, 128, 128, 8, 4, halvings=2),
     ("sm_100", 2): MatchConfig(128, 128, 64, 8, 3, halvings=2),
 }
 # rows that do not start on 16 bytes cannot be copied asynchronously: they pass through registers, entry by entry
