@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -78,7 +80,9 @@ def _cpu_program() -> Path | None:
         return None
     if not source.exists():
         return None
-    target = Path(tempfile.mkdtemp(prefix="negengine-peak-"), "peak")
+    folder = tempfile.mkdtemp(prefix="negengine-peak-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder, "peak")
     subprocess.run([*command, "-O2", "-std=c++17", "-pthread", str(source), "-o", str(target)], check=True)
     return target
 

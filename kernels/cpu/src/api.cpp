@@ -35,8 +35,9 @@ int check(const negengine_problem* p) {
 
 // Whether y may be written: elsewhere than x, or where x is, token by token.
 bool writable(const negengine_problem& p, const void* y, int64_t y_image, int64_t y_token) {
-  if (y == nullptr || y_image < 0 || y_token < 0) return false;
-  return y != p.x || ((p.B == 1 || y_image == p.x_image) && (p.T == 1 || y_token == p.x_token));
+  if (y_image < 0 || y_token < 0) return false;
+  if (p.B * p.T == 0) return true;
+  return y != nullptr && (y != p.x || ((p.B == 1 || y_image == p.x_image) && (p.T == 1 || y_token == p.x_token)));
 }
 
 // Runs `body(call)` with the workspace to itself.
@@ -141,10 +142,10 @@ int negengine_match(negengine_workspace* workspace, const negengine_problem* pro
 int negengine_merge(negengine_workspace* workspace, const negengine_problem* problem, const int32_t* index, const uint8_t* gate,
                     const double* alpha, void* y, int64_t y_image, int64_t y_token) {
   return with(workspace, problem, [&](Call& call) -> int {
+    if (!writable(*problem, y, y_image, y_token)) return NEGENGINE_ERROR_ARGUMENT;
     const int64_t rows = problem->B * problem->T;
     if (rows == 0) return NEGENGINE_OK;
-    if (index == nullptr || gate == nullptr || alpha == nullptr || !writable(*problem, y, y_image, y_token))
-      return NEGENGINE_ERROR_ARGUMENT;
+    if (index == nullptr || gate == nullptr || alpha == nullptr) return NEGENGINE_ERROR_ARGUMENT;
     for (int64_t row = 0; row < rows; row++)
       if (gate[row] && (index[row] < 0 || index[row] >= problem->K * problem->M ||
                         call.image(row / problem->T, index[row] / problem->M) < 0))
@@ -159,7 +160,7 @@ int negengine_negtome(negengine_workspace* workspace, const negengine_problem* p
     if (m == nullptr || m->threshold == nullptr || m->stats_entry < 0 || m->alpha_image < 0 || m->keep_image < 0 || m->keep_token < 0)
       return NEGENGINE_ERROR_ARGUMENT;
     const int64_t B = problem->B, T = problem->T;
-    if (B * T > 0 && (m->alpha == nullptr || !writable(*problem, m->y, m->y_image, m->y_token))) return NEGENGINE_ERROR_ARGUMENT;
+    if (!writable(*problem, m->y, m->y_image, m->y_token) || (B * T > 0 && m->alpha == nullptr)) return NEGENGINE_ERROR_ARGUMENT;
     float* cosine = workspace->buffers[negengine_workspace::cosines].get<float>(B * T);
     int32_t* index = workspace->buffers[negengine_workspace::indices].get<int32_t>(B * T);
     uint8_t* gate = workspace->buffers[negengine_workspace::gates].get<uint8_t>(B * T);

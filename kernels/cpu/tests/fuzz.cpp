@@ -14,7 +14,7 @@ int64_t odd_number(Random& random) {
 // Breaks one field. False if the result may still be a right call that reads beyond its memory.
 bool spoil(Random& random, Case& c, negengine_merge_arguments& m) {
   negengine_problem& p = c.problem;
-  switch (below(random, 18)) {
+  switch (below(random, 19)) {
     case 0: p.x = nullptr; return p.B * p.T > 0;
     case 1: p.bank = nullptr; return true;
     case 2: p.references = nullptr; return p.B > 0;
@@ -34,7 +34,8 @@ bool spoil(Random& random, Case& c, negengine_merge_arguments& m) {
       if (c.references.empty()) return false;
       c.references[0] = static_cast<int32_t>(p.R + below(random, 5));
       return true;
-    case 16: m.y_token = -1 - below(random, 5); return true;
+    case 16: m.y_image += 1; return m.y == p.x && p.B > 1 && p.T > 0;
+    case 17: m.y_token = -1 - below(random, 5); return true;
     default: m.threshold = nullptr; return true;
   }
 }
