@@ -103,7 +103,8 @@ def merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tens
     if y.numel() == 0:
         return y
     x, bank, references, index = _rows(x), _rows(bank), references.contiguous(), index.contiguous()
-    config, vector = tuning.merge_config(D, architecture(x.device)), _vector(x, bank)
+    vector = _vector(x, bank)
+    config = tuning.merge_config(D, architecture(x.device), aligned=vector > 1)
     _launch(apply_kernel, x)[triton.cdiv(T, config.rows), B](
         x, y, bank, references, index, gate, alpha,
         *_strides(x, vector), *_strides(bank, vector), T, *gate.stride(), alpha.stride(0), K, T, M, D // vector,
@@ -144,20 +145,20 @@ def _search(
     y: Tensor | None,
     disjoint: bool = False,
 ) -> _Search:
-    """Launch norms and match. ``y`` is what will be written before every read is done, None if nothing will be."""
-    release, own = matching == "release", bank is x
+    """Launch norms and match. ``y`` is what will be written, ``x`` itself or fresh; None if nothing will be."""
+    release, own, in_place = matching == "release", bank is x, y is x
     x, bank = _rows(x), _rows(bank)
     if own:
         bank = x
     references = references.contiguous()
-    if release and not own and y is not None and _same_storage(bank, y):
+    if release and not own and in_place and _same_storage(bank, y):
         bank = bank.clone()  # the snapshot is of the sources
     queries, keys = (bank, x) if release else (x, bank)
     (R, M, D), (B, K), T = keys.shape, references.shape, x.shape[1]
     vector = _vector(x, bank) if y is None else _vector(x, bank, y)
 
     overwritten = Overwritten.NOTHING
-    if y is not None and _same_storage(keys, y):
+    if in_place and _same_storage(keys, y):
         # release matching scores again with sources of the same image, which other programs overwrite
         unread = disjoint and not release
         overwritten = Overwritten.ANYTHING if not own else Overwritten.NOT_READ if unread else Overwritten.UPDATED
@@ -204,6 +205,7 @@ def _search(
             RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=bool(depth % config.block_k == 0),
             VECTOR=pitch, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
             HALVINGS=config.halvings, SPECIALIZE=config.specialize, QUANTISED=quantised,
+            PARTIAL=search == "fp8" and device.partial_sums,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
         return score, index, splits
@@ -235,7 +237,8 @@ def _merge(
     in_place, x = y is x, _rows(x)
     y = x if in_place else y
     (B, T, D), K, M = x.shape, references.shape[1], search.bank.shape[1]
-    config, vector = tuning.merge_config(D, architecture(x.device), search.quantised > 0), search.vector
+    vector = search.vector
+    config = tuning.merge_config(D, architecture(x.device), search.quantised > 0, vector > 1)
     absent = references  # some pointer, not read
     _launch(merge_kernel, x)[triton.cdiv(T, config.rows), B](
         x, y, search.bank, search.queries, search.keys, search.snapshot, search.moved, references, search.scale, search.inverse,

@@ -35,6 +35,7 @@ def scores(
     BLOCK_K: tl.constexpr,
     SPECIALIZE: tl.constexpr,
     QUANTISED: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """``[BLOCK_M, BLOCK_N]`` products of queries and keys in float32."""
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if QUANTISED == INT8 else tl.float32)
@@ -42,7 +43,7 @@ def scores(
         for start in tl.range(0, D, BLOCK_K, warp_specialize=SPECIALIZE):
             a = queries.load([query_image, query_start, start]).reshape(BLOCK_M, BLOCK_K)
             b = keys.load([key_image, key_start, start]).reshape(BLOCK_N, BLOCK_K)
-            product = multiply(a, b.T, product)
+            product = multiply(a, b.T, product, PARTIAL)
     else:
         d = tl.arange(0, BLOCK_K)
         left = query_rows[:, None] + d[None, :]
@@ -54,7 +55,7 @@ def scores(
             else:
                 a = tl.load(left, mask=(d < D - start)[None, :], other=0.0)
                 b = tl.load(right, mask=(d < D - start)[:, None], other=0.0)
-            product = multiply(a, b, product)
+            product = multiply(a, b, product, PARTIAL)
             left += BLOCK_K
             right += BLOCK_K
     return product.to(tl.float32)
@@ -205,6 +206,7 @@ def search_tile(
     HALVINGS: tl.constexpr,
     SPECIALIZE: tl.constexpr,
     QUANTISED: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """Candidates of one row tile from ``span`` consecutive key tiles."""
     row_tiles, key_tiles = tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
@@ -247,7 +249,7 @@ def search_tile(
                     key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
                 product = scores(
                     queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
-                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE, QUANTISED,
+                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE, QUANTISED, PARTIAL,
                 )  # fmt: skip
                 careful |= tl.max((tl.load(weight + key_image * M + token) == CAREFUL).to(tl.int32), 0)
                 weights, offset = weight + key_image * M, slot * M
@@ -306,6 +308,7 @@ def match_kernel(
     HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
     SPECIALIZE: tl.constexpr,  # some warps load, others multiply
     QUANTISED: tl.constexpr,
+    PARTIAL: tl.constexpr,  # see norms.multiply
 ):
     """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
     query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
@@ -315,11 +318,12 @@ def match_kernel(
             search_tile(
                 queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
                 query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
-                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED,
+                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED, PARTIAL,
             )  # fmt: skip
     else:
         search_tile(
             queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
             query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
-            tl.program_id(0), RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED,
+            tl.program_id(0),
+            RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED, PARTIAL,
         )  # fmt: skip

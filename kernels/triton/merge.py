@@ -22,6 +22,7 @@ from negengine.kernels.triton.norms import (
 )
 
 FP8_ERROR = tl.constexpr(0.037)  # standard deviation of the relative error of a product of two values with 3 mantissa bits
+FP8_SUMS = tl.constexpr(2.0**-13)  # what sums with 13 fraction bits can be off, over DEVIATIONS: four additions a partial sum
 DEVIATIONS = tl.constexpr(4.0)  # that a candidate may be off
 MEASURED_DEVIATIONS = tl.constexpr(6.0)  # the same, where the deviation is an estimate
 HARMLESS = tl.constexpr(0.009)  # by how much a key may be better unseen: the contract of spec.md allows 0.01
@@ -127,7 +128,7 @@ def product_error(query_error, key_error, QUANTISED: tl.constexpr):
     if QUANTISED == INT8:
         return tl.sqrt(query_error * query_error + key_error * key_error)
     else:
-        return FP8_ERROR * query_error * key_error
+        return FP8_ERROR * query_error * key_error + FP8_SUMS
 
 
 @triton.jit

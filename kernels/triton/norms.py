@@ -43,8 +43,13 @@ def narrowed(v, dtype: tl.constexpr):
 
 
 @triton.jit
-def multiply(a, b, product):
-    """``product + a @ b``, accumulated in float32, or in int32 where ``product`` is."""
+def multiply(a, b, product, PARTIAL: tl.constexpr = False):
+    """``product + a @ b``, accumulated in float32, or in int32 where ``product`` is.
+
+    PARTIAL: the product is a sum of its own and then added, for matrix units whose own sums keep fewer bits.
+    """
+    if PARTIAL:
+        return product + tl.dot(a, b, max_num_imprecise_acc=a.shape[1])  # with a limit the compiler does not fuse the addition
     if INTERPRETED and a.dtype == tl.bfloat16:  # of which the interpreter would multiply the bit patterns
         return tl.dot(widened(a), widened(b), product, input_precision="ieee")
     return tl.dot(a, b, product, input_precision="ieee", out_dtype=product.dtype)

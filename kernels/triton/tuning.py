@@ -39,6 +39,11 @@ class Architecture:
         return self.name in ("sm_90", "sm_100")
 
     @property
+    def partial_sums(self) -> bool:
+        """Whether its matrix units add products of fp8 with 13 fraction bits, so that long sums must be made of short ones."""
+        return self.name in ("sm_89", "sm_90", "sm_120", "interpreter")
+
+    @property
     def searches(self) -> tuple[str, ...]:
         """``fp8`` where matrix units have it; ``int8`` where they have it at twice the speed of 16 bits."""
         quantised = {"sm_80": ("int8",), "sm_86": ("int8",), "sm_90": ("fp8",), "sm_100": ("fp8",), "generic": ()}
@@ -116,7 +121,7 @@ _QUANTISED = {
     "sm_80": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "sm_86": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "sm_89": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
-    "sm_90": (MatchConfig(256, 128, 128, 8, 3), MatchConfig(128, 128, 128, 8, 4)),
+    "sm_90": (MatchConfig(128, 128, 128, 8, 4), MatchConfig(128, 128, 128, 8, 4)),  # partial sums take registers
     "sm_100": (MatchConfig(256, 128, 128, 8, 3, halvings=3), MatchConfig(128, 128, 128, 8, 4, halvings=2)),
     "sm_120": (MatchConfig(128, 64, 128, 8, 3), MatchConfig(64, 64, 128, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
@@ -195,9 +200,10 @@ def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: b
     return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, most), num_warps=4)
 
 
-def merge_config(D: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
+def merge_config(D: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:
     rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
-    return RowsConfig(rows=rows, block_d=_block_d(D, 128 if quantised else 256), num_warps=4)
+    most = 32 if not aligned else 128 if quantised else 256  # unaligned entries have an address each: 1028 bytes spilled at 256
+    return RowsConfig(rows=rows, block_d=_block_d(D, most), num_warps=4)
 
 
 def _block_d(D: int, most: int) -> int:

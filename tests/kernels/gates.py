@@ -61,6 +61,8 @@ class Variant:
         flags = [f"stages{self.num_stages}"] if self.kernel == "match" else []
         flags += [name.lower() for name, value in self.constants if value is True]
         flags += [name for name, (_, constant) in CODES.items() if constant == self.settings.get("QUANTISED")]
+        flags += [] if self.settings["VECTOR"] > 1 else ["unaligned"]
+        flags += [f"overwritten{self.settings['OVERWRITTEN']}"] if self.kernel == "norms" else []
         tile = "x".join(str(self.settings[f"BLOCK_{n}"]) for n in "MNK" if f"BLOCK_{n}" in self.settings)
         return "-".join(filter(None, [self.kernel, self.architecture, self.dtype, tile, *flags]))
 
@@ -100,36 +102,49 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
                         "EVEN_K": even, "VECTOR": 16 // itemsize if aligned else 1, "BLOCK_M": config.block_m,
                         "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": config.group,
                         "HALVINGS": config.halvings, "SPECIALIZE": config.specialize, "QUANTISED": quantised,
+                        "PARTIAL": dtype == "fp8" and device.partial_sums,
                     }  # fmt: skip
                     yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
     for dtype in DTYPES if everything else ("bf16", "fp32"):
-        itemsize = 4 if dtype == "fp32" else 2
-        for release, search in itertools.product(both, [None, *searches]):
-            if not everything and release != (dtype == "fp32"):
+        for aligned in both if everything else (dtype == "bf16",):
+            yield from _rows_variants(architecture, dtype, aligned, everything)
+
+
+def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: bool) -> Iterator[Variant]:
+    """Of norms, merge and apply; masks, dropped tokens and statistics are always there, as without them a kernel is lighter."""
+    device, itemsize = tuning.ARCHITECTURES[architecture], 4 if dtype == "fp32" else 2
+    vector = 16 // itemsize if aligned else 1
+    for release, search in itertools.product((False, True), [None, *(search for search in CODES if search in device.searches)]):
+        quantised = CODES[search][1] if search else 0
+        norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
+        rows = tuning.merge_config(3072, device, quantised > 0, aligned)
+        # whether the keys are images of x; what of them is overwritten
+        kinds = [(False, 0), (False, 2), (True, 0), (True, 1), *([] if release else [(True, 3)])]
+        # whether y is written, and is x; whether keys and bank are read from the snapshot
+        calls = [(False, True, False, False), (True, False, False, False), (True, True, False, False), (True, True, True, True)]
+        calls += [(True, True, True, False)] if release else []
+        if not everything:
+            if release != (dtype == "fp32"):
                 continue
-            quantised = CODES[search][1] if search else 0
-            norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
-            rows = tuning.merge_config(3072, device, quantised > 0)
-            common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
+            kinds, calls = [(True, 1)], [(True, True, True, True)]
+        for own, overwritten in kinds:
             constants = {
-                "RELEASE": release, "MASKED": True, "OVERWRITTEN": 1, "QUANTISED": quantised, "OWN": not release, **common,
-                "ROWS": norms.rows, "BLOCK_D": norms.block_d,
+                "RELEASE": release, "MASKED": True, "OVERWRITTEN": overwritten, "QUANTISED": quantised, "OWN": own,
+                "VECTOR": vector, "ROWS": norms.rows, "BLOCK_D": norms.block_d,
             }  # fmt: skip
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
-            if not everything and quantised and dtype != "fp32":
-                continue
-            for merge, in_place in ((True, True), (True, False), (False, True)) if everything else ((True, True),):
-                moves = merge and in_place
-                constants = {
-                    "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
-                    "KEYS_MOVE": moves, "BANK_MOVES": moves, "CAREFUL": bool(quantised) or dtype != "fp16",
-                    "QUANTISED": quantised, **common, "BLOCK_N": 32, "BLOCK_K": 32,
-                }  # fmt: skip
-                yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
-        if everything:
-            rows = tuning.merge_config(3072, device)
-            common = {"VECTOR": 16 // itemsize, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
-            yield _variant("apply", architecture, dtype, common, rows.num_warps, 3)
+        for merge, in_place, keys_move, bank_moves in calls:
+            constants = {
+                "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
+                "KEYS_MOVE": keys_move, "BANK_MOVES": bank_moves, "CAREFUL": bool(quantised) or dtype != "fp16",
+                "QUANTISED": quantised, "VECTOR": vector, "ROWS": rows.rows, "BLOCK_D": rows.block_d,
+                "BLOCK_N": 32, "BLOCK_K": min(32, rows.block_d),
+            }  # fmt: skip
+            yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
+    if everything:
+        rows = tuning.merge_config(3072, device, aligned=aligned)
+        common = {"VECTOR": vector, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
+        yield _variant("apply", architecture, dtype, common, rows.num_warps, 3)
 
 
 def _variant(kernel: str, architecture: str, dtype: str, constants: dict[str, int | bool], warps: int, stages: int) -> Variant:

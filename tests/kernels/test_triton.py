@@ -182,6 +182,8 @@ def test_where_a_search_is_refused(monkeypatch):
 @pytest.mark.skipif(DEVICE == "cuda", reason="reads what the host would write")
 @pytest.mark.parametrize("name", ["fp8e4nv", "fp8e4b8"])
 def test_rounding_to_fp8_is_to_nearest_even(name):
+    if name == "fp8e4b8" and launch.triton.__version__ < "3.8":
+        pytest.skip("the interpreter of Triton 3.7 does not know this type")
     dtype = {"fp8e4nv": torch.float8_e4m3fn, "fp8e4b8": torch.float8_e4m3fnuz}[name]
     values = torch.cat([torch.linspace(-224, 224, 4097), torch.logspace(-14, 5, 2000, 2)]).repeat(2)[:4096]
     out = torch.empty(4096, dtype=dtype)
