@@ -168,9 +168,7 @@ class Run:
         size = self.family.latent_size(inputs)
         if size is not None and size != self.latent_size:
             self.set_size(size)
-        text_tokens = self.family.text_tokens(inputs)
-        if text_tokens != self.text_tokens:
-            self.text_tokens = text_tokens
+        self.text_tokens = self.family.text_tokens(inputs)
         if not (self.active and self.pictures):
             return None
         sample = inputs[self.family.sample]
