@@ -51,7 +51,7 @@ def measure(device: str, rounds: int = 15, calls: int = CALLS) -> list[dict[str,
         return run
 
     variants = {
-        name: repeat(partial(ops.negtome_, x, table, *settings[form], stats=stats, backend=backend))
+        name: repeat(partial(ops.negtome_, x, table, *settings[form], stats=stats, backend=backend, disjoint=True))
         for name, (form, backend) in names.items()
     }
     timings = interleave(variants, rounds=rounds, warmup=2)

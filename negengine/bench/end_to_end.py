@@ -13,33 +13,46 @@ from negengine import models
 from negengine.bench.interleave import Timing, interleave
 from negengine.bench.published import published_backend
 from negengine.bench.stacks import IMAGES, Stack, build
-from negengine.bench.variants import dtype_name
+from negengine.bench.variants import dtype_name, usable
 from negengine.diffusers.families import with_family_defaults
 
-WITHOUT, OURS, PUBLISHED, AGAIN = "without", "negengine", "published", "without (again)"
+WITHOUT, PUBLISHED, AGAIN = "without", "published", "without (again)"
 PROMPTS = 2
 
 
-def rows(about: Mapping[str, Any], timings: Mapping[str, Timing], merged_share: float) -> list[dict[str, Any]]:
-    """One row a variant; ``overhead`` is the median over that of ``without``, minus 1, ``noise`` the same of ``without`` again."""
+def engines(device: str, dtype: torch.dtype) -> dict[str, tuple[str, str]]:
+    """Name -> backend and search of ours: the preferred on a CPU; on a GPU, whose kernels wait to be asked for, all there are."""
+    found = usable(device, dtype)
+    return {" ".join(own): own for own in found[: None if device == "cuda" else 1]}
+
+
+def rows(about: Mapping[str, Any], timings: Mapping[str, Timing], shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One row a variant; ``overhead`` is the median over that of ``without``, minus 1, ``noise`` the same of ``without`` again.
+
+    Args:
+        shares: variant -> share of the tokens with a reference that it merged, where that is counted.
+    """
     base = timings[WITHOUT].median
     noise = abs(timings[AGAIN].median / base - 1)
     found = []
-    for name in (WITHOUT, OURS, PUBLISHED):
-        timing = timings[name]
-        own = {"variant": name, **timing.summary(), "overhead": timing.median / base - 1}
-        found.append({**about, **own, "noise": noise, "merged_share": None if name == WITHOUT else merged_share})
+    for name, timing in timings.items():
+        if name != AGAIN:
+            own = {"variant": name, **timing.summary(), "overhead": timing.median / base - 1}
+            found.append({**about, **own, "noise": noise, "merged_share": shares.get(name)})
     return found
 
 
 def measure_pipeline(name: str, device: str, rounds: int) -> list[dict[str, Any]]:
     """An embedded pipeline at its preset, image 0 the reference of its group: the only mode that the published code has."""
     settings = dataclasses.replace(models.negtome_preset(name), reference="first")
-    pipes = {case: models.load(name, device=device) for case in (WITHOUT, OURS, PUBLISHED)}
-    full = with_family_defaults(settings, pipes[OURS])
+    plain = models.load(name, device=device)
+    pipes = {WITHOUT: plain}
+    for case, (backend, search) in engines(device, plain.dtype).items():
+        own = dataclasses.replace(settings, backend=backend, search=search)
+        pipes[case] = negengine.apply(models.load(name, device=device), own)
+    full = with_family_defaults(settings, plain)
     theirs = dataclasses.replace(settings, backend=published_backend(IMAGES, full.alpha, full.threshold))
-    negengine.apply(pipes[OURS], settings)
-    negengine.apply(pipes[PUBLISHED], theirs)
+    pipes[PUBLISHED] = negengine.apply(models.load(name, device=device), theirs)
 
     def draw(pipe: Any) -> Callable[[], Any]:
         call = models.preset(name).call_kwargs(PROMPTS)
@@ -49,20 +62,21 @@ def measure_pipeline(name: str, device: str, rounds: int) -> list[dict[str, Any]
     calls = {case: draw(pipe) for case, pipe in pipes.items()}
     timings = interleave(calls | {AGAIN: calls[WITHOUT]}, rounds=rounds, warmup=1)
     about = {"pipeline": name, "images": PROMPTS * IMAGES, "steps": models.preset(name).steps}
-    return rows(about, timings, negengine.status(pipes[OURS]).merged_share)
+    return rows(about, timings, _shares(pipes))
 
 
 @torch.inference_mode()
 def measure_stack(stack: Stack, dtype: torch.dtype, device: str, rounds: int) -> list[dict[str, Any]]:
     """One forward of a stack, merging active in every attention."""
-    own = {WITHOUT: None, OURS: stack.settings, PUBLISHED: dataclasses.replace(stack.settings, backend=stack.published)}
-    forwards = {}
-    for case, settings in own.items():  # three models with the same weights: nothing is put on or taken off between the calls
-        model, forwards[case] = build(stack, dtype, device)
+    found = engines(device, dtype).items()
+    ours = {case: dataclasses.replace(stack.settings, backend=backend, search=search) for case, (backend, search) in found}
+    theirs = dataclasses.replace(stack.settings, backend=stack.published)
+    built, forwards = {}, {}
+    # models with the same weights: nothing is put on or taken off between the calls
+    for case, settings in {WITHOUT: None, **ours, PUBLISHED: theirs}.items():
+        built[case], forwards[case] = build(stack, dtype, device)
         if settings is not None:
-            negengine.apply(model, settings)
-        if case == OURS:
-            merging = model
+            negengine.apply(built[case], settings)
     timings = interleave(forwards | {AGAIN: forwards[WITHOUT]}, rounds=rounds, warmup=1)
     about = {
         "stack": stack.name,
@@ -73,4 +87,8 @@ def measure_stack(stack: Stack, dtype: torch.dtype, device: str, rounds: int) ->
         "batch": 2 * IMAGES if stack.family == "sdxl" else IMAGES,
         "dtype": dtype_name(dtype),
     }
-    return rows(about, timings, negengine.status(merging).merged_share)
+    return rows(about, timings, _shares(built))
+
+
+def _shares(applied: Mapping[str, Any]) -> dict[str, float]:
+    return {case: negengine.status(target).merged_share for case, target in applied.items() if case not in (WITHOUT, PUBLISHED)}

@@ -178,7 +178,7 @@ def _fixed(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def overhead(documents: Sequence[Document], path: Path) -> Path:
-    """What is added to the time of a pipeline or a stack, ours beside the published algorithm."""
+    """What is added to the time of a pipeline or a stack, by ours (with each backend and search) and by the published algorithm."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -186,24 +186,31 @@ def overhead(documents: Sequence[Document], path: Path) -> Path:
     for document in documents:
         for row in document["rows"]:
             cases.setdefault(_end_to_end_name(row), {})[row["variant"]] = row
-    figure, ax = plt.subplots(figsize=(8.5, TOP + BOTTOM + 0.6 * len(cases)), layout="constrained")
+    own = [
+        name for name in dict.fromkeys(name for found in cases.values() for name in found) if name not in ("without", "published")
+    ]
+    colours = {name: OURS[place % len(OURS)][0] for place, name in enumerate(own)} | {"published": STYLES["release"][0]}
+    figure, ax = plt.subplots(figsize=(8.5, TOP + BOTTOM + (0.2 + 0.2 * len(colours)) * len(cases)), layout="constrained")
     _plain(ax)
     ax.grid(False, axis="y")
+    height = 0.76 / len(colours)
+    named: set[str] = set()
     for place, found in enumerate(cases.values()):
-        for shift, name, (colour, _) in ((-0.19, "negengine", OURS[0]), (0.19, "published", STYLES["release"])):
-            row = found[name]
+        for number, (name, colour) in enumerate(colours.items()):
+            if name not in found:
+                continue
+            row, at = found[name], place + (number + 0.5) * height - 0.38
             width = 100 * row["overhead"]
-            ax.barh(place + shift, width, 0.36, color=colour, label=name if place == 0 else None)
+            ax.barh(at, width, 0.95 * height, color=colour, label=None if name in named else name)
+            named.add(name)
             text = f"{width:+.1f} %  ({seconds(found['without']['median'])} → {seconds(row['median'])})"
-            ax.annotate(
-                text, (max(width, 0), place + shift), (4, 0), textcoords="offset points", va="center", fontsize=8, color=GREY
-            )
+            ax.annotate(text, (max(width, 0), at), (4, 0), textcoords="offset points", va="center", fontsize=8, color=GREY)
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_xlim(right=1.45 * max(1.0, *(100 * row["overhead"] for found in cases.values() for row in found.values())))
     ax.set_yticks(range(len(cases)), list(cases), fontsize=8)
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.set_xlabel("time added, % of the time without NegToMe")
-    ax.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    ax.legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(colours))
     figure.suptitle(f"NegToMe, end to end\n{caption(documents[0])}", fontsize=10)
     saved = _save(figure, path)
     plt.close(figure)

@@ -53,7 +53,8 @@ def ours(xs: Sequence[Tensor], matching: str, backend: str, search: str) -> Vari
     """The operator as the plug-in calls it: in place, on a tensor that exists, with tensors made once a run."""
     x = xs[0]
     ys = [x.clone() for x in xs]
-    table = reference.group_references("first", len(x), len(x)).to(x.device)
+    references = reference.group_references("first", len(x), len(x))
+    table, disjoint = references.to(x.device), reference.is_disjoint(references)
     alpha = torch.full((len(x),), ALPHA, dtype=torch.float64, device=x.device)
     threshold = torch.full((1,), THRESHOLD, dtype=torch.float64, device=x.device)
     stats = torch.zeros(3, dtype=torch.int64, device=x.device)
@@ -63,7 +64,7 @@ def ours(xs: Sequence[Tensor], matching: str, backend: str, search: str) -> Vari
             y.copy_(x)
 
     def run() -> list[Tensor]:
-        settings = {"stats": stats, "matching": matching, "search": search, "backend": backend}
+        settings = {"stats": stats, "matching": matching, "search": search, "backend": backend, "disjoint": disjoint}
         return [ops.negtome_(y, table, alpha, threshold, **settings) for y in ys]  # type: ignore[arg-type]
 
     return Variant(f"{backend} {search}", "ours", precision(backend, x.dtype, search), run, restore, backend, search)

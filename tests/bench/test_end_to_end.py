@@ -10,7 +10,10 @@ from negengine import models
 from negengine.bench import end_to_end, stacks
 from negengine.bench.interleave import Timing
 from negengine.bench.stacks import STACKS, Stack, build
+from negengine.bench.variants import usable
+from negengine.ops import registry
 
+OURS = " ".join(usable("cpu", torch.float32)[0])  # the preferred backend and search
 SMALL = {"sdxl": Stack("small", "sdxl", 64, 128, layers=2), "flux": Stack("small", "flux", 16, 256)}
 
 
@@ -39,12 +42,22 @@ def test_ours_and_the_published_algorithm_agree_in_a_stack(family):
 
 def test_rows_of_a_stack():
     found = end_to_end.measure_stack(SMALL["sdxl"], torch.bfloat16, "cpu", rounds=2)
-    assert [row["variant"] for row in found] == ["without", "negengine", "published"]
+    assert [row["variant"] for row in found] == ["without", OURS, "published"]
     assert found[0]["overhead"] == 0
     assert found[1]["overhead"] == pytest.approx(found[1]["median"] / found[0]["median"] - 1)
     assert {"stack", "tokens", "channels", "layers", "batch", "dtype", "p10", "p90", "rounds", "noise"} <= set(found[0])
     assert found[1]["batch"] == 8
     assert 0 < found[1]["merged_share"] <= 1
+
+
+def test_a_gpu_measures_its_kernels_and_not_only_what_is_preferred(monkeypatch):
+    """Kernels that wait to be asked for are asked for, and named."""
+    monkeypatch.setitem(registry._BACKENDS, "triton", dataclasses.replace(registry._BACKENDS["cpu"], name="triton"))
+    with_kernels = dict(usable("cpu", torch.float32, ["torch", "triton"]))
+    monkeypatch.setattr(end_to_end, "usable", lambda device, dtype: list(with_kernels.items()))
+    assert list(end_to_end.engines("cuda", torch.float32)) == [f"{b} {s}" for b, s in with_kernels.items()]
+    assert {"torch", "triton"} == {backend for backend, _ in end_to_end.engines("cuda", torch.float32).values()}
+    assert len(end_to_end.engines("cpu", torch.float32)) == 1
 
 
 def test_rows_of_a_pipeline(monkeypatch):
@@ -61,7 +74,7 @@ def test_rows_of_a_pipeline(monkeypatch):
     few = dataclasses.replace(models.preset("mnist-flux"), steps=4)
     monkeypatch.setattr(models, "preset", lambda name: few)
     found = end_to_end.measure_pipeline("mnist-flux", "cpu", rounds=1)
-    assert calls == ["without", "negengine", "published", "without (again)"]
+    assert calls == ["without", OURS, "published", "without (again)"]
     assert [row["overhead"] for row in found] == [0, pytest.approx(0.2), pytest.approx(0.2)]
     assert found[0]["noise"] == 0
     assert found[1]["merged_share"] > 0

@@ -65,7 +65,7 @@ def test_scaling(tmp_path, figures):
 def test_overhead(tmp_path, figures):
     results = Results(tmp_path / "pipelines.json", "pipelines")
     about = {"pipeline": "mnist-flux", "images": 8, "steps": 25}
-    for variant, median in (("without", 1.0), ("negengine", 1.1), ("published", 1.5)):
+    for variant, median in (("without", 1.0), ("cpu auto", 1.1), ("published", 1.5)):
         results.add([about | {"variant": variant, "median": median, "overhead": median - 1}])
     png(plots.overhead([results.document], tmp_path / "end-to-end.png"))
     assert figures[0][0][:2] == ["+10.0 %  (1 s → 1.1 s)", "+50.0 %  (1 s → 1.5 s)"]
