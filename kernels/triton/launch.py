@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -211,7 +212,8 @@ def _search(
         return score, index, splits
 
     itemsize, aligned = (1, True) if quantised else (x.itemsize, vector > 1)
-    score, index, splits = match_with(_config(shape, x, itemsize, aligned, match_with))
+    kind = f"{search if quantised else str(x.dtype).removeprefix('torch.')} {matching}"
+    score, index, splits = match_with(_config(shape, x, itemsize, kind, aligned, match_with))
     return _Search(
         bank, queries, keys, snapshot, moved, moves, moves and (own or not release), scale, inverse, quantised, query_weight,
         query_error, score, index, splits, vector,
@@ -259,7 +261,7 @@ _tuned: dict[tuple[tuning.Versions, str], tuning.MatchConfig] = {}
 
 
 def _config(
-    shape: tuning.Shape, x: Tensor, itemsize: int, aligned: bool, match_with: Callable[[tuning.MatchConfig], object]
+    shape: tuning.Shape, x: Tensor, itemsize: int, kind: str, aligned: bool, match_with: Callable[[tuning.MatchConfig], object]
 ) -> tuning.MatchConfig:
     """The default configuration, or, where tuning was asked for, the fastest; measured once a device, kept on disk."""
     cache = tuning.tuning_cache()
@@ -267,17 +269,20 @@ def _config(
         return tuning.match_config(shape, itemsize, architecture(x.device), aligned, descriptors=False)
     if cache is None or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return tuning.match_config(shape, itemsize, architecture(x.device), aligned)
-    key = versions(x.device), tuning.call_key(shape, itemsize, aligned)
+    key = versions(x.device), tuning.call_key(shape, kind, aligned)
     if key not in _tuned:
         _tuned[key] = tuning.tune(
-            shape, itemsize, architecture(x.device), aligned, key[0], cache, lambda c: milliseconds(lambda: match_with(c))
+            shape, itemsize, kind, architecture(x.device), aligned, key[0], cache, lambda c: milliseconds(lambda: match_with(c))
         )
     return _tuned[key]
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Median time of a call on the device, with a cold cache."""
-    return triton.testing.do_bench(call, return_mode="median")
+    """Median time of a call on the device, with a cold cache; infinite if the device has not what it takes."""
+    try:
+        return triton.testing.do_bench(call, return_mode="median")
+    except triton.runtime.errors.OutOfResources:
+        return math.inf
 
 
 def _described(tensor: Tensor, rows: int, config: tuning.MatchConfig) -> Tensor | TensorDescriptor:

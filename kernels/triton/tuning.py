@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -252,10 +253,13 @@ class Cache:
     def get(self, versions: Versions, call: str) -> MatchConfig | None:
         """The configuration stored for a call, None if there is none or it is not one that this version knows."""
         entry = self._read().get(versions.key, {}).get(call)
-        try:
-            return None if entry is None else MatchConfig(**entry)
-        except TypeError:
+        known = {
+            field.name: type(field.default) if field.default is not dataclasses.MISSING else int
+            for field in dataclasses.fields(MatchConfig)
+        }
+        if not isinstance(entry, dict) or {name: type(value) for name, value in entry.items()} != known:
             return None
+        return MatchConfig(**entry)
 
     def put(self, versions: Versions, call: str, config: MatchConfig) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,9 +278,10 @@ class Cache:
     def _read(self) -> dict[str, dict[str, dict[str, int]]]:
         try:
             entries = json.loads(self.path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
             return {}
-        return entries if isinstance(entries, dict) else {}
+        calls = entries.items() if isinstance(entries, dict) else ()
+        return {versions: found for versions, found in calls if isinstance(found, dict)}
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -287,27 +292,39 @@ class Cache:
             yield
 
 
-def call_key(shape: Shape, itemsize: int, aligned: bool) -> str:
-    """Tuned for powers of two of the sizes: near shapes share a configuration."""
+def call_key(shape: Shape, kind: str, aligned: bool) -> str:
+    """Tuned for powers of two of the sizes: near shapes share a configuration.
+
+    Args:
+        kind: what is multiplied, and which way: dtypes, searches and matchings do not share any.
+    """
     B, T, M = ((n - 1).bit_length() if n else 0 for n in (shape.B, shape.T, shape.M))
-    return f"B{1 << B} K{shape.K} T{1 << T} M{1 << M} D{shape.D} bytes{itemsize} aligned{int(aligned)}"
+    return f"B{1 << B} K{shape.K} T{1 << T} M{1 << M} D{shape.D} {kind} aligned{int(aligned)}"
 
 
 def tune(
     shape: Shape,
     itemsize: int,
+    kind: str,
     architecture: Architecture,
     aligned: bool,
     versions: Versions,
     cache: Cache,
     milliseconds: Callable[[MatchConfig], float],
 ) -> MatchConfig:
-    """The stored configuration for a call, or else the fastest candidate by ``milliseconds``, which is then stored."""
-    call = call_key(shape, itemsize, aligned)
+    """The stored configuration for a call, or else the fastest candidate by ``milliseconds``, which is then stored.
+
+    Args:
+        kind: as for :func:`call_key`.
+        milliseconds: infinite for a configuration that this device does not take.
+    """
+    call = call_key(shape, kind, aligned)
     config = cache.get(versions, call)
     if config is None:
-        config = min(candidates(itemsize, architecture, aligned), key=milliseconds)
-        cache.put(versions, call, config)
+        times = {candidate: milliseconds(candidate) for candidate in candidates(itemsize, architecture, aligned)}
+        config = min(times, key=times.__getitem__)
+        if math.isfinite(times[config]):
+            cache.put(versions, call, config)
     return config
 
 

@@ -112,7 +112,7 @@ def variants(
             fast = torch.compile(function, fullgraph=True, dynamic=False)
             rival(f"{name} + compile", lambda x, fast=fast: fast(x, ALPHA, THRESHOLD, matching))  # type: ignore[misc]
         elif not compiled:
-            left_out[f"{name} + compile"] = "compiling takes longer than measuring; --all-cases has it"
+            left_out[f"{name} + compile"] = "compiled at the smallest shape, and with --all-cases in bfloat16 at every shape"
     rival("gemm", rivals.gemm, "search")
     missing = rivals.flash_kmeans_missing(device)
     if missing is None and matching == "paper" and "flash-kmeans" not in skip:

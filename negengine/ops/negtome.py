@@ -131,7 +131,7 @@ def negtome_(
         As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be.
     """
     _check(x, bank, references, mask, matching, search, backend, keep, stats)
-    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+    if 0 in x.stride() and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
         raise ValueError("x repeats the same memory (an expanded tensor) and cannot be overwritten; call x.contiguous() first")
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
     torch.ops.negengine.negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint)
@@ -146,7 +146,7 @@ def as_alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
         if alpha.ndim == 1 and alpha.dtype == torch.float64 and len(alpha) == len(x) and alpha.device == x.device:
             return alpha
         return alpha.to(x.device, torch.float64).reshape(-1).expand(len(x))
-    if not -math.inf < alpha < math.inf:  # compilers follow a comparison of a number that changes
+    if not _within("alpha", alpha, -math.inf, math.inf) or abs(alpha) == math.inf:
         raise ValueError(f"alpha must be finite, got {alpha}")
     return torch.full((len(x),), alpha, dtype=torch.float64, device=x.device)
 
@@ -159,9 +159,16 @@ def as_threshold(threshold: float | Tensor, x: Tensor) -> Tensor:
         if threshold.ndim == 1 and threshold.dtype == torch.float64 and threshold.device == x.device:
             return threshold
         return threshold.to(x.device, torch.float64).reshape(1)
-    if not -1 <= threshold <= 1:
+    if not _within("threshold", threshold, -1, 1):
         raise ValueError(f"threshold is compared with a cosine and must lie in [-1, 1], got {threshold}")
     return torch.full((1,), threshold, dtype=torch.float64, device=x.device)
+
+
+def _within(name: str, number: float, low: float, high: float) -> bool:
+    try:
+        return low <= number <= high  # compilers follow a comparison of a number that changes
+    except TypeError:
+        raise TypeError(f"{name} must be a number or a tensor, got {number!r}") from None
 
 
 # --- checks ------------------------------------------------------------------------------------------------------
@@ -169,6 +176,9 @@ def as_threshold(threshold: float | Tensor, x: Tensor) -> Tensor:
 
 def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """A reference for all or for each image, as bank, index table and bank mask."""
+    for name, value in (("x", x), ("reference", reference)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if x.ndim != 3:
         raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
     B = len(x)
@@ -257,7 +267,16 @@ def _gate(x: Tensor, cosine: Tensor, index: Tensor, threshold: Tensor, keep: Ten
     return gate if keep is None else gate & keep
 
 
+# Exported programs and C++ call the operators themselves: what those get is checked here, once more for the functions above.
+
+
+def _check_numbers(x: Tensor, alpha: Tensor, threshold: Tensor) -> None:
+    _check_tensor("alpha", alpha, torch.float64, (len(x),), x.device)
+    _check_tensor("threshold", threshold, torch.float64, (1,), x.device)
+
+
 def _match_impl(x, bank, references, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    _check(x, bank, references, mask, matching, search, backend)
     chosen = registry.choose(backend, x.device, x.dtype, search)
     cosine, index = chosen.match(x, x if bank is None else bank, references, mask, matching, search)
     return cosine.float(), index
@@ -273,6 +292,8 @@ def _composed(chosen, x, bank, references, alpha, threshold, keep, stats, mask, 
 
 
 def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    _check(x, bank, references, mask, matching, search, backend, keep)
+    _check_numbers(x, alpha, threshold)
     chosen = registry.choose(backend, x.device, x.dtype, search)
     bank = x if bank is None else bank
     if chosen.fused is None:
@@ -283,6 +304,8 @@ def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, s
 
 
 def _negtome_inplace_impl(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
+    _check(x, bank, references, mask, matching, search, backend, keep, stats)
+    _check_numbers(x, alpha, threshold)
     chosen = registry.choose(backend, x.device, x.dtype, search)
     if disjoint and references.device.type == "cpu" and bank is None and not is_disjoint(references):
         raise ValueError("disjoint=True, but an image of the table both has a reference and is one")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import math
 import multiprocessing
 
 import pytest
@@ -66,7 +68,7 @@ def test_tuning_measures_once_and_remembers(tmp_path):
         seen.append(config)
         return config.block_m + config.num_stages
 
-    arguments = (FLUX, 2, ARCHITECTURES["sm_90"], True)
+    arguments = (FLUX, 2, "bfloat16 paper", ARCHITECTURES["sm_90"], True)
     best = tuning.tune(*arguments, HERE, cache, milliseconds)
     assert best == min(seen, key=lambda c: c.block_m + c.num_stages)
     assert all(c.shared(2) <= ARCHITECTURES["sm_90"].shared for c in seen)
@@ -74,19 +76,37 @@ def test_tuning_measures_once_and_remembers(tmp_path):
     assert tuning.tune(*arguments, HERE, cache, milliseconds) == best
     assert len(seen) == count
     for other in ("device", "torch", "triton"):
-        assert cache.get(dataclasses.replace(HERE, **{other: "another"}), tuning.call_key(FLUX, 2, True)) is None
+        assert cache.get(dataclasses.replace(HERE, **{other: "another"}), tuning.call_key(FLUX, "bfloat16 paper", True)) is None
+    for other in ("float16 paper", "bfloat16 release", "int8 paper", "fp8 paper"):
+        assert cache.get(HERE, tuning.call_key(FLUX, other, True)) is None
+
+
+def test_what_a_device_does_not_take_is_not_chosen(tmp_path):
+    cache, device = tuning.Cache(tmp_path / "cache.json"), ARCHITECTURES["sm_90"]
+    known = tuning.candidates(2, device, True)
+
+    def tuned(taken):
+        return tuning.tune(
+            FLUX, 2, "bfloat16 paper", device, True, HERE, cache, lambda config: 1.0 if config in taken else math.inf
+        )
+
+    assert tuned([]) in known  # and the launch says what is missing
+    assert not cache.path.exists()
+    assert tuned(known[-1:]) == known[-1]
+    assert cache.path.exists()
 
 
 def test_a_cache_that_cannot_be_read_is_empty(tmp_path):
     cache = tuning.Cache(tmp_path / "cache.json")
     config = MatchConfig(64, 64, 64, 4, 3)
-    for text in ("", "[]", '{"half": '):
-        cache.path.write_text(text)
+    for text in (b"", b"[]", b'{"half": ', b"\xff\xfe", f'{{"{HERE.key}": []}}'.encode()):
+        cache.path.write_bytes(text)
         assert cache.get(HERE, "call") is None
         cache.put(HERE, "call", config)
         assert cache.get(HERE, "call") == config
-    cache.path.write_text(f'{{"{HERE.key}": {{"call": {{"of another version": 1}}}}}}')
-    assert cache.get(HERE, "call") is None
+    for entry in ({"of another version": 1}, dataclasses.asdict(config) | {"block_m": "64"}, [64], None):
+        cache.path.write_text(json.dumps({HERE.key: {"call": entry}}))
+        assert cache.get(HERE, "call") is None
 
 
 def _write(path, name):

@@ -1,4 +1,5 @@
 // The C interface: checks, the gate, and nothing that throws across it.
+#define NEGENGINE_BUILD
 #include "negengine_cpu.h"
 
 #include <new>
@@ -8,7 +9,7 @@
 namespace negengine {
 namespace {
 
-constexpr int64_t kMostTokens = int64_t(1) << 31, kMostChannels = int64_t(1) << 24, kMostInt8Channels = 131072;
+constexpr int64_t kMostTokens = int64_t(1) << 31, kMostChannels = int64_t(1) << 24;
 constexpr int kMostThreads = 1024;
 
 int check(const negengine_problem* p) {
@@ -73,7 +74,7 @@ const char* negengine_status_text(int status) {
   switch (status) {
     case NEGENGINE_OK: return "no error";
     case NEGENGINE_ERROR_ARGUMENT: return "a null pointer, a negative size or an unknown constant";
-    case NEGENGINE_ERROR_SHAPE: return "sizes that do not fit each other or exceed a limit";
+    case NEGENGINE_ERROR_SHAPE: return "sizes that do not fit each other or exceed a limit (16777216 channels, 131072 for an int8 search, 2^31 tokens)";
     case NEGENGINE_ERROR_REFERENCE: return "an entry of references is not an image of the bank";
     case NEGENGINE_ERROR_INDEX: return "an entry of index is not a token of the references";
     case NEGENGINE_ERROR_UNSUPPORTED: return "the instruction set in use lacks this search";

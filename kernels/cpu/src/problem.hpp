@@ -8,6 +8,7 @@
 namespace negengine {
 
 constexpr double kEps = 1e-12;
+constexpr int64_t kMostInt8Channels = 131072;  // of which the integer sums fit 32 bits
 
 inline int64_t bytes_of(int dtype) { return dtype == NEGENGINE_F32 ? 4 : 2; }
 

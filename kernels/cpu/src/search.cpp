@@ -272,7 +272,7 @@ std::vector<Rows> sources_of(const Call& call, int64_t r) {
 
 Format format_of(const negengine_problem& problem, const Kernels& kernels) {
   // bfloat16 is promised 1e-2, which int8 keeps at twice the speed
-  const bool coarse = problem.dtype == NEGENGINE_BF16 && kernels.tiles[int(Format::int8)].run != nullptr;
+  const bool coarse = problem.dtype == NEGENGINE_BF16 && problem.D <= kMostInt8Channels && kernels.tiles[int(Format::int8)].run != nullptr;
   if (problem.search == NEGENGINE_SEARCH_INT8 || (problem.search == NEGENGINE_AUTO && coarse)) return Format::int8;
   if (problem.search == NEGENGINE_SEARCH_BF16) return Format::bf16;
   return exact_format(problem, kernels);
