@@ -358,6 +358,18 @@ def test_the_threads_are_those_of_torch():
     assert after == before
 
 
+@native
+def test_rows_too_long_for_integer_sums():
+    """Equal rows of 400,000 signs have a product of codes beyond 2^31: bfloat16 is then searched exactly."""
+    r, order = torch.randn(64, 400_000).sign().bfloat16(), torch.randperm(64)
+    cosine, index = ops.match(r[order][None], r, backend="cpu")
+    assert torch.equal(index[0], order.int())
+    torch.testing.assert_close(cosine, torch.ones(1, 64), rtol=0, atol=2e-6)
+    if "int8" in searches(torch.float32):
+        with pytest.raises(ValueError, match="131072 for an int8 search"):
+            ops.match(r[None], r, search="int8", backend="cpu")
+
+
 # --- the C interface -----------------------------------------------------------------------------------------------------
 
 

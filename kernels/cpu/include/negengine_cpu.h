@@ -63,7 +63,7 @@ enum negengine_isa {
 /* Source tokens x [B, T, D], reference tokens bank [R, M, D], and which images are whose reference.
  *
  * All strides count elements and may be zero (an expanded tensor) or larger than what they step over; channels are adjacent.
- * B, T >= 0; R, M, D, K >= 1; K * M < 2^31; D <= 2^24, and D <= 131072 for an int8 search.
+ * B, T >= 0; R, M, D, K >= 1; K * M < 2^31; D <= 2^24, and D <= 131072 for an int8 search that is asked for.
  */
 typedef struct negengine_problem {
   const void *x;
