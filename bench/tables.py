@@ -1,0 +1,171 @@
+"""Write the tables of README.md and docs/kernels.md from the files of bench/results/cpu: ``python bench/tables.py``.
+
+A table lies between two marks, so that no figure is copied by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results" / "cpu"
+SHAPES = ("sdxl-32", "sdxl-64", "flux-768", "flux-1024")
+Row = Mapping[str, Any]
+BEST = "best plain PyTorch"  # whichever of lean and lean + compile was faster
+
+OPERATOR = (  # label, file, dtype, variant
+    ("bfloat16, `auto` (int8, best scored again exactly)", "operator", "bf16", "cpu auto"),
+    ("bfloat16, `exact`", "operator", "bf16", "cpu exact"),
+    ("float32, `auto` (exact)", "operator", "fp32", "cpu auto"),
+    ("float32, `bf16`, best scored again", "operator", "fp32", "cpu bf16"),
+    ("float32, `int8`, best scored again", "operator", "fp32", "cpu int8"),
+    ("float32, AVX2 only (7 rounds)", "operator-avx2", "fp32", "cpu auto"),
+)
+TARGETS = (  # what we aim at, measured on 2 cores of Zen 5: label, file, dtype, variant, rival, the aim at each shape
+    ("bfloat16, exact / bare product", "operator", "bf16", "cpu exact", "gemm", (1.0, 1.3, 1.05, 1.15)),
+    ("bfloat16, exact / release", "operator", "bf16", "cpu exact", "release", (3.5, 5.5, 6.5, 7)),
+    ("bfloat16, int8 / release", "operator", "bf16", "cpu auto", "release", (6, 10, 12, 13)),
+    ("bfloat16, int8 / lean, compiled", "operator", "bf16", "cpu auto", "lean + compile", (2.2, 3, 2.2, 2.6)),
+    ("float32, exact / bare product", "operator", "fp32", "cpu auto", "gemm", (2.1, 2.1, 2.1, 2.1)),
+    ("float32, exact / release", "operator", "fp32", "cpu auto", "release", (4.2, 8.5, 7.1, 5.8)),
+    ("float32, bf16 / bare product", "operator", "fp32", "cpu bf16", "gemm", (4.2, 4.2, 4.2, 4.2)),
+    ("float32, bf16 / release", "operator", "fp32", "cpu bf16", "release", (8, 15, 14, 11)),
+    ("float32, int8 / release", "operator", "fp32", "cpu int8", "release", (14, 28, 26, 22)),
+    ("float32, AVX2 only / release", "operator-avx2", "fp32", "cpu auto", "release", (2.3, 4.2, 3.7, 3.1)),
+    ("bfloat16, exact: share of the peak", "operator", "bf16", "cpu exact", "peak", (None, 0.95, 0.95, 0.95)),
+)
+MEMORY = (
+    ("bfloat16, exact, MB at flux-1024", "bf16", "cpu exact", 26),
+    ("float32, exact, MB at flux-1024", "fp32", "cpu auto", 40),
+)
+
+
+def document(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def case(name: str, dtype: str, variant: str, matching: str = "paper", gate: str = "half") -> list[Row]:
+    """A variant's rows at the four shapes."""
+    wanted = {"dtype": dtype, "variant": variant, "matching": matching, "gate": gate}
+    found = {row["shape"]: row for row in document(name)["rows"] if wanted.items() <= row.items()}
+    return [found[shape] for shape in SHAPES]
+
+
+def across(rows: Sequence[Row], value: Callable[[Row], float], form: str = ".2f") -> str:
+    return " / ".join(format(value(row), form) for row in rows)
+
+
+def ratio(rival: str) -> Callable[[Row], float]:
+    if rival == "peak":
+        return lambda row: row["peak_reached"]
+    if rival == BEST:
+        return lambda row: min(value for name, value in row["ratio"].items() if name.startswith("lean"))
+    return lambda row: row["ratio"][rival]
+
+
+def operator() -> str:
+    lines = [
+        f"| tokens, search | ours, ms | release / ours | {BEST} / ours | bare matrix product / ours | of peak |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for label, *which in OPERATOR:
+        rows = case(*which)
+        ratios = [across(rows, ratio(rival)) for rival in ("release", BEST, "gemm", "peak")]
+        lines.append(f"| {label} | {across(rows, lambda row: 1e3 * row['median'], ',.0f')} | {' | '.join(ratios)} |")
+
+    def megabytes(dtype: str, variant: str) -> str:
+        return across(case("operator", dtype, variant), lambda row: row["extra_bytes"] / 1e6, ",.0f")
+
+    bare = [across(case("operator", dtype, "gemm"), ratio("peak")) for dtype in ("bf16", "fp32")]
+    auto, exact, single = (megabytes(*which) for which in (("bf16", "cpu auto"), ("bf16", "cpu exact"), ("fp32", "cpu auto")))
+    release = [megabytes(dtype, "release") for dtype in ("bf16", "fp32")]
+    return "\n".join(lines) + (
+        f"\n\nThe bare product of the library reaches {bare[0]} of the peak in bfloat16 and {bare[1]} in float32:\n"
+        "an exact search cannot be faster than one over that.\n"
+        f"Memory that a call adds, MB: bfloat16 {auto} (`auto`), {exact} (`exact`), release {release[0]};\n"
+        f"float32 {single}, release {release[1]}.\n"
+        f"{drift()}\n"
+    )
+
+
+def drift() -> str:
+    """How steady the machine was."""
+    cases = {row["case"]: row for row in document("operator")["rows"]}
+    moved = [row["peak_drift"] for row in cases.values() if row["warning"]]
+    if not moved:
+        return "The loop of the bare instruction moved by less than 10 % in each table."
+    return (
+        f"The machine is shared: in {len(moved)} of {len(cases)} tables the loop of the bare instruction moved by"
+        f" {min(moved):.0%} to {max(moved):.0%} from before to after,\nso trust the ratios, which are of one interleaved run, more than the rates."
+    )
+
+
+def end_to_end() -> str:
+    lines = ["| | without, s | ours | published algorithm | noise |", "| --- | ---: | ---: | ---: | ---: |"]
+    cases: dict[str, dict[str, Row]] = {}
+    for row in document("pipelines")["rows"]:
+        cases.setdefault(f"{row['pipeline']}, {row['images']} images, {row['steps']} steps", {})[row["variant"]] = row
+    for row in document("stacks")["rows"]:
+        dtype = {"bf16": "bfloat16", "fp32": "float32"}[row["dtype"]]
+        name = f"a transformer block of SDXL at its width, {row['batch']} x {row['tokens']} x {row['channels']}, {dtype}"
+        cases.setdefault(name, {})[row["variant"]] = row
+    for name, found in cases.items():
+        without, ours, published = found["without"], found["cpu auto"], found["published"]
+        shares = " | ".join(f"{value:+.1%}" for value in (ours["overhead"], published["overhead"]))
+        lines.append(f"| {name} | {without['median']:.2f} | {shares} | {without['noise']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def targets() -> str:
+    lines = ["| | aim | measured |", "| --- | ---: | ---: |"]
+    for label, name, dtype, variant, rival, aims in TARGETS:
+        values = [ratio(rival)(row) for row in case(name, dtype, variant)]
+        shown = [f"**{v:.2f}**" if aim is not None and v >= aim else f"{v:.2f}" for v, aim in zip(values, aims, strict=True)]
+        lines.append(f"| {label} | {' / '.join('–' if aim is None else f'{aim:g}' for aim in aims)} | {' / '.join(shown)} |")
+    for label, dtype, variant, most in MEMORY:
+        used = case("operator", dtype, variant)[-1]["extra_bytes"] / 1e6
+        lines.append(f"| {label} | at most {most} | {f'**{used:.0f}**' if round(used) <= most else f'{used:.0f}'} |")
+    bf16, fp32 = (across(case("operator", dtype, "release"), lambda row: 1 / row["peak_reached"]) for dtype in ("bf16", "fp32"))
+    return "\n".join(lines) + (
+        f"\n\nThe release itself takes {bf16} times the time at the peak in bfloat16 and {fp32} in float32:\n"
+        "here no exact kernel can be faster than it by more.\n"
+    )
+
+
+TABLES = {
+    "operator": (ROOT / "README.md", operator),
+    "end to end": (ROOT / "README.md", end_to_end),
+    "targets": (ROOT / "docs" / "kernels.md", targets),
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    begin, end = f"<!-- {name}: written by bench/tables.py -->\n", "<!-- end -->"
+    if begin not in text:
+        raise ValueError(f"no table named {name!r}: {begin!r} is missing")
+    return re.sub(f"({re.escape(begin)}).*?(?={end})", lambda found: found[1] + table, text, count=1, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is not that of the results")
+    check, stale = parser.parse_args().check, []
+    for name, (path, make) in TABLES.items():
+        old = path.read_text()
+        new = with_table(old, name, make())
+        if old != new:
+            stale.append(f"{path.relative_to(ROOT)}: {name}")
+            if not check:
+                path.write_text(new)
+    print("\n".join(stale) or "all tables are those of the results")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
