@@ -102,7 +102,8 @@ def drift() -> str:
         return "The loop of the bare instruction moved by less than 10 % in each table."
     return (
         f"The machine is shared: in {len(moved)} of {len(cases)} tables the loop of the bare instruction moved by"
-        f" {min(moved):.0%} to {max(moved):.0%} from before to after,\nso trust the ratios, which are of one interleaved run, more than the rates."
+        f" {min(moved):.0%} to {max(moved):.0%} from before to after,\n"
+        "so trust the ratios, which are of one interleaved run, more than the rates."
     )
 
 
