@@ -31,8 +31,8 @@ test: install ## the tests
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
 
-bench: install ## the operator and whole pipelines beside their rivals, into bench/results; BENCH='--all-cases' for everything
-	$(PY) -m pytest bench --benchmark-only $(BENCH)
+bench: install ## the operator and whole pipelines beside their rivals, into OUT/bench; BENCH='--all-cases' for everything
+	$(PY) -m pytest bench --benchmark-only --results $(OUT)/bench $(BENCH)
 
 gpu: install ## on a machine with a GPU: GPU tests and benchmarks, all into OUT; PY=python3 to use that Python as it is
 	mkdir -p $(OUT)
