@@ -61,7 +61,8 @@ def match(
         ValueError, TypeError: wrong shapes, dtypes, devices or names. RuntimeError: no backend can take the call.
     """
     bank, references, mask = _as_bank(x, reference, mask)
-    _check(x, bank, references, mask, matching, search, backend)
+    if torch.compiler.is_compiling():
+        _check(x, bank, references, mask, matching, search, backend)
     return torch.ops.negengine.match(x, bank, references, mask, matching, search, backend)
 
 
@@ -89,7 +90,8 @@ def negtome(
         As :func:`match`; ValueError for an alpha that is not finite or a threshold outside ``[-1, 1]``.
     """
     bank, references, mask = _as_bank(x, reference, mask)
-    _check(x, bank, references, mask, matching, search, backend)
+    if torch.compiler.is_compiling():
+        _check(x, bank, references, mask, matching, search, backend)
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
     return torch.ops.negengine.negtome(x, bank, references, alpha, threshold, None, mask, matching, search, backend)
 
@@ -130,7 +132,9 @@ def negtome_(
     Raises:
         As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be.
     """
-    _check(x, bank, references, mask, matching, search, backend, keep, stats)
+    _check_tokens(x)
+    if torch.compiler.is_compiling():
+        _check(x, bank, references, mask, matching, search, backend, keep, stats)
     if 0 in x.stride() and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
         raise ValueError("x repeats the same memory (an expanded tensor) and cannot be overwritten; call x.contiguous() first")
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
@@ -174,13 +178,22 @@ def _within(name: str, number: float, low: float, high: float) -> bool:
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
-def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A reference for all or for each image, as bank, index table and bank mask."""
-    for name, value in (("x", x), ("reference", reference)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+# Everything is checked once a call: by the operators themselves, since exported programs and C++ call those, or, where a
+# compiler follows the functions above, before it gets there.
+
+
+def _check_tokens(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if x.ndim != 3:
         raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
+
+
+def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A reference for all or for each image, as bank, index table and bank mask."""
+    _check_tokens(x)
+    if not isinstance(reference, Tensor):
+        raise TypeError(f"reference must be a tensor, got {type(reference).__name__}")
     B = len(x)
     if reference.ndim not in (2, 3) or (reference.ndim == 3 and len(reference) != B):
         raise ValueError(f"reference must have shape [M, D] or [{B}, M, D], got {list(reference.shape)}")
@@ -207,8 +220,7 @@ def _check(
     keep: Tensor | None = None,
     stats: Tensor | None = None,
 ) -> None:
-    if x.ndim != 3:
-        raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
+    _check_tokens(x)
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
     if torch.is_grad_enabled() and (x.requires_grad or (bank is not None and bank.requires_grad)):
@@ -267,9 +279,6 @@ def _gate(x: Tensor, cosine: Tensor, index: Tensor, threshold: Tensor, keep: Ten
     return gate if keep is None else gate & keep
 
 
-# Exported programs and C++ call the operators themselves: what those get is checked here, once more for the functions above.
-
-
 def _check_numbers(x: Tensor, alpha: Tensor, threshold: Tensor) -> None:
     _check_tensor("alpha", alpha, torch.float64, (len(x),), x.device)
     _check_tensor("threshold", threshold, torch.float64, (1,), x.device)
@@ -326,17 +335,21 @@ _LIBRARY.impl("negtome_", _negtome_inplace_impl, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("negengine::match")
 def _match_fake(x, bank, references, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    _check(x, bank, references, mask, matching, search, backend)
     return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int32)
 
 
 @torch.library.register_fake("negengine::negtome")
 def _negtome_fake(x, bank, references, alpha, threshold, keep, mask, matching, search, backend):  # type: ignore[no-untyped-def]
+    _check(x, bank, references, mask, matching, search, backend, keep)
+    _check_numbers(x, alpha, threshold)
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("negengine::negtome_")
 def _negtome_inplace_fake(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
-    return None
+    _check(x, bank, references, mask, matching, search, backend, keep, stats)
+    _check_numbers(x, alpha, threshold)
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------

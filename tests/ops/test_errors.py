@@ -23,6 +23,7 @@ def in_place(**changes):
 
 BOTH = [
     ({"x": torch.randn(T, D)}, ValueError, r"x must have shape \[B, T, D\], got \[6, 4\]"),
+    ({"x": [1.0]}, TypeError, "x must be a tensor, got list"),
     ({"x": torch.randn(1, B, T, D)}, ValueError, r"x must have shape \[B, T, D\]"),
     ({"x": torch.ones(B, T, D, dtype=torch.int64)}, TypeError, "x must be a floating-point tensor, got torch.int64"),
     ({"matching": "best"}, ValueError, r"matching must be one of \('paper', 'release'\), got 'best'"),
@@ -33,6 +34,7 @@ BOTH = [
 ]
 
 REFERENCE = [
+    ({"reference": None}, TypeError, "reference must be a tensor, got NoneType"),
     ({"reference": torch.randn(D)}, ValueError, r"reference must have shape \[M, D\] or \[2, M, D\], got \[4\]"),
     ({"reference": torch.randn(3, M, D)}, ValueError, r"reference must have shape .*got \[3, 5, 4\]"),
     ({"reference": torch.randn(M, 3)}, ValueError, "must have the 4 channels of x"),
@@ -49,6 +51,8 @@ REFERENCE = [
 NUMBERS = [
     ({"alpha": torch.nan}, ValueError, "alpha must be finite, got nan"),
     ({"alpha": -torch.inf}, ValueError, "alpha must be finite, got -inf"),
+    ({"alpha": None}, TypeError, "alpha must be a number or a tensor, got None"),
+    ({"threshold": "0.5"}, TypeError, "threshold must be a number or a tensor, got '0.5'"),
     ({"alpha": torch.ones(3)}, ValueError, "alpha has 3 values for a batch of 2"),
     ({"threshold": 1.01}, ValueError, r"threshold .*must lie in \[-1, 1\], got 1.01"),
     ({"threshold": -1.01}, ValueError, r"threshold .*must lie in \[-1, 1\]"),
@@ -111,3 +115,61 @@ def test_negtome_in_place(changes, error, message):
 def test_without_gradients_a_tensor_that_requires_them_is_taken():
     with torch.no_grad():
         assert not ops.negtome(**arguments(x=torch.randn(B, T, D, requires_grad=True))).requires_grad
+
+
+# --- the operators themselves, as exported programs and C++ call them -----------------------------------------------
+
+
+def operands(**changes):
+    given = {
+        "x": torch.randn(B, T, D),
+        "bank": torch.randn(B, T, D),
+        "references": torch.zeros(B, 1, dtype=torch.int32),
+        "alpha": torch.ones(B, dtype=torch.float64),
+        "threshold": torch.zeros(1, dtype=torch.float64),
+        "keep": None,
+        "stats": torch.zeros(3, dtype=torch.int64),
+        "mask": None,
+        "matching": "paper",
+        "search": "auto",
+        "backend": None,
+    }
+    return given | changes
+
+
+BARE = [
+    ({"bank": torch.randn(B, T, D).half()}, TypeError, "the reference is torch.float16"),
+    ({"bank": torch.randn(1, 4, D + 4)}, ValueError, "must have the 4 channels of x"),
+    ({"references": torch.zeros(B, 1, dtype=torch.int64)}, TypeError, "references must be int32"),
+    ({"references": torch.zeros(1, 1, dtype=torch.int32)}, ValueError, "references must have shape"),
+    ({"mask": torch.ones(1, 1, dtype=torch.bool)}, ValueError, "mask must have shape"),
+    ({"mask": torch.ones(B, T)}, TypeError, "mask must be bool"),
+    ({"matching": "papr"}, ValueError, "matching must be one of"),
+    ({"alpha": torch.ones(B)}, TypeError, "alpha must be float64, got torch.float32"),
+    ({"alpha": torch.ones(1, dtype=torch.float64)}, ValueError, r"alpha must have shape \[2\], got \[1\]"),
+    ({"threshold": torch.zeros(2, dtype=torch.float64)}, ValueError, r"threshold must have shape \[1\]"),
+    ({"keep": torch.ones(1, 1, dtype=torch.bool)}, ValueError, "keep must have shape"),
+    ({"stats": torch.zeros(1, dtype=torch.int32)}, TypeError, "stats must be int64"),
+]
+
+
+OPERATORS = {name: getattr(torch.ops.negengine, name).default for name in ("match", "negtome", "negtome_")}
+TAKES = {name: {argument.name for argument in operator._schema.arguments} for name, operator in OPERATORS.items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name,changes,error,message", [(n, *c) for n in OPERATORS for c in BARE if TAKES[n].issuperset(c[0])])
+def test_operators(name, changes, error, message, device):
+    def call(**changes):
+        given = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in operands(**changes).items()}
+        return OPERATORS[name](**{k: v for k, v in given.items() if k in TAKES[name]})
+
+    call()
+    with pytest.raises(error, match=message):
+        call(**changes)
+
+
+def test_an_image_that_the_bank_lacks():
+    for backend in (name for name, missing in ops.backends().items() if missing is None and name != "triton"):
+        with pytest.raises(ValueError, match="references"):
+            ops.negtome_(torch.randn(B, T, D), torch.tensor([[5], [0]], dtype=torch.int32), 0.9, 0.0, backend=backend)
