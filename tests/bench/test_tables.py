@@ -20,7 +20,7 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    for name in ("README.md", "docs/kernels.md", "bench/tables.py", "bench/results/cpu"):
+    for name in ("README.md", "docs/kernels.md", "docs/kernels-triton.md", "bench/tables.py", "bench/results/cpu"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, target], check=True)
