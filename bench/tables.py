@@ -6,6 +6,7 @@ A table lies between two marks, so that no figure is copied by hand.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -46,6 +47,7 @@ MEMORY = (
 )
 
 
+@functools.cache
 def document(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 

@@ -16,10 +16,9 @@ def _compute(dtype: torch.dtype) -> torch.dtype:
 
 
 def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
-    if (
-        references.device.type == "cpu" and references.numel() and references.max() >= len(bank)
-    ):  # elsewhere the host must not read it
-        raise ValueError(f"references names image {references.max()} of a bank of {len(bank)}")
+    # elsewhere the host must not read the table
+    if references.device.type == "cpu" and references.numel() and (last := int(references.max())) >= len(bank):
+        raise ValueError(f"references names image {last} of a bank of {len(bank)}")
     return match_kernel.match(x, bank, references, mask, matching, _compute(x.dtype))
 
 

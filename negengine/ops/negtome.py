@@ -7,7 +7,7 @@ all others, the previous ones, both halves of classifier-free guidance, several 
 
 from __future__ import annotations
 
-import math
+import sys
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ def as_alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
         if alpha.ndim == 1 and alpha.dtype == torch.float64 and len(alpha) == len(x) and alpha.device == x.device:
             return alpha
         return alpha.to(x.device, torch.float64).reshape(-1).expand(len(x))
-    if not _within("alpha", alpha, -math.inf, math.inf) or abs(alpha) == math.inf:
+    if not _within("alpha", alpha, -sys.float_info.max, sys.float_info.max):
         raise ValueError(f"alpha must be finite, got {alpha}")
     return torch.full((len(x),), alpha, dtype=torch.float64, device=x.device)
 

@@ -85,7 +85,7 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
     """What a call can launch; of the flags that change little, without ``everything`` only the heaviest combination."""
     both = (False, True)
     device = tuning.ARCHITECTURES[architecture]
-    searches = [search for search in CODES if search in device.searches]
+    searches = _quantised_searches(device)
     configs = tuning.candidates if everything else tuning.known_configs
     for dtype in [*(DTYPES if everything else ("bf16", "fp32")), *searches]:
         itemsize, quantised = (1, CODES[dtype][1]) if dtype in CODES else (4 if dtype == "fp32" else 2, 0)
@@ -110,11 +110,15 @@ def variants(architecture: str, everything: bool) -> Iterator[Variant]:
             yield from _rows_variants(architecture, dtype, aligned, everything)
 
 
+def _quantised_searches(device: tuning.Architecture) -> list[str]:
+    return [search for search in CODES if search in device.searches]
+
+
 def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: bool) -> Iterator[Variant]:
     """Of norms, merge and apply; masks, dropped tokens and statistics are always there, as without them a kernel is lighter."""
     device, itemsize = tuning.ARCHITECTURES[architecture], 4 if dtype == "fp32" else 2
     vector = 16 // itemsize if aligned else 1
-    for release, search in itertools.product((False, True), [None, *(search for search in CODES if search in device.searches)]):
+    for release, search in itertools.product((False, True), [None, *_quantised_searches(device)]):
         quantised = CODES[search][1] if search else 0
         norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
         rows = tuning.merge_config(3072, device, quantised > 0, aligned)
