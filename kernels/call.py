@@ -1,0 +1,44 @@
+"""One call of NegToMe, as every backend is given it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Checked arguments; ``B`` images of ``T`` source tokens, ``R`` images of ``M`` reference tokens, ``D`` channels.
+
+    Attributes:
+        x: ``[B, T, D]``.
+        bank: ``[R, M, D]``, dtype and device of ``x``; ``x`` itself where images are pushed away from images of their own batch.
+        references: int32 ``[B, K]``: the images of the bank that each image is pushed away from, ``-1`` where there is none.
+        mask: bool ``[R, M]``, true where a token may be matched.
+        matching: ``"paper"`` or ``"release"``.
+        search: ``"auto"``, ``"exact"``, ``"bf16"``, ``"int8"`` or ``"fp8"``.
+        y: ``[B, T, D]``, to be written; may be ``x``, whose old values are then read as if nothing had been written yet. None where
+            only the match is asked for, and with it the fields below.
+        alpha: float64 ``[B]``.
+        threshold: float64 ``[1]``.
+        keep: bool ``[B, T]``, false drops a token from merging.
+        stats: int64 ``[3]``; merged tokens, tokens that had a reference, and one call are added.
+        disjoint: the caller's word that no image both has a reference and is one.
+        table: the entries of ``references`` row by row, where the host knows them; None where only the device does.
+    """
+
+    x: Tensor
+    bank: Tensor
+    references: Tensor
+    mask: Tensor | None
+    matching: str
+    search: str
+    y: Tensor | None = None
+    alpha: Tensor | None = None
+    threshold: Tensor | None = None
+    keep: Tensor | None = None
+    stats: Tensor | None = None
+    disjoint: bool = False
+    table: Sequence[int] | None = None
