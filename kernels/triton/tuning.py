@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from negengine.kernels.files import JsonFile, cache_folder
 
 KIB = 1024
 WORKSPACE = 2 * 2**20  # bytes of candidates, at most
@@ -270,17 +270,16 @@ class Versions:
 
 
 class Cache:
-    """Tuned configurations in one JSON file. Several processes may read and write it at once.
-
-    A reader sees a whole file, old or new; a writer holds a lock while it adds to what is there.
-    """
+    """Tuned configurations in one JSON file. Several processes may read and write it at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = JsonFile(path)
 
     def get(self, versions: Versions, call: str) -> MatchConfig | None:
         """The configuration stored for a call, None if there is none or it is not one that this version knows."""
-        entry = self._read().get(versions.key, {}).get(call)
+        calls = self._file.read().get(versions.key)
+        entry = calls.get(call) if isinstance(calls, dict) else None
         known = {
             field.name: type(field.default) if field.default is not dataclasses.MISSING else int
             for field in dataclasses.fields(MatchConfig)
@@ -290,34 +289,12 @@ class Cache:
         return MatchConfig(**entry)
 
     def put(self, versions: Versions, call: str, config: MatchConfig) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            entries = self._read()
-            entries.setdefault(versions.key, {})[call] = dataclasses.asdict(config)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    json.dump(entries, file, indent=1, sort_keys=True)
-                os.replace(name, self.path)
-            except BaseException:
-                os.unlink(name)
-                raise
+        def add(entries: dict[str, Any]) -> None:
+            if not isinstance(entries.get(versions.key), dict):
+                entries[versions.key] = {}
+            entries[versions.key][call] = dataclasses.asdict(config)
 
-    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
-        try:
-            entries = json.loads(self.path.read_text())
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-            return {}
-        calls = entries.items() if isinstance(entries, dict) else ()
-        return {versions: found for versions, found in calls if isinstance(found, dict)}
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        import fcntl  # where there is Triton, there is this
-
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        self._file.change(add)
 
 
 def call_key(shape: Shape, kind: str, aligned: bool) -> str:
@@ -361,8 +338,7 @@ def tuning_cache() -> Cache | None:
     setting = os.environ.get("NEGENGINE_TUNE", "")
     if setting in ("", "0"):
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Cache(home / "negengine" / "triton.json" if setting == "1" else Path(setting))
+    return Cache(cache_folder() / "triton.json" if setting == "1" else Path(setting))
 
 
 @functools.cache
