@@ -46,8 +46,11 @@ def fill(work: Work, splits: int) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def best_splits(work: Work, most: int) -> int:
-    """Into how many parts the keys are divided: the fewest with which the longest program is shortest; at most ``most``."""
+def best_splits(work: Work, least: int, most: int) -> int:
+    """Into how many parts the keys are divided, ``least`` to ``most``: the fewest with which the longest program is shortest.
+
+    Programs that run at once share row tiles as often as there are splits: ``least`` keeps their rows in the cache.
+    """
     if work.row_tiles == 0:
         return 1
-    return min(range(1, max(1, min(most, work.key_tiles)) + 1), key=lambda splits: (longest(work, splits), splits))
+    return min(range(least, most + 1), key=lambda splits: (longest(work, splits), splits))

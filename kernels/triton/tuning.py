@@ -15,12 +15,12 @@ from typing import Any
 from negengine.kernels.files import JsonFile, cache_folder, fingerprint_of
 from negengine.kernels.triton.occupancy import Work, best_splits, longest
 
-KIB = 1024
-WORKSPACE = 2 * 2**20  # bytes of candidates, at most
+KIB, MIB = 1024, 1024**2
+WORKSPACE = 2 * MIB  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
 WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
 REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
-WHOLE = 16 * KIB  # bytes of a row up to which the merge holds whole rows in registers
+WHOLE = 8 * KIB  # bytes of x that a merge program holds in registers: 32 entries per thread, no more spill nothing that is needed
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Architecture:
         name: ``sm_90`` and the like, ``gfx942``, or ``interpreter``.
         shared: bytes of shared memory that one block may have.
         processors: multiprocessors or compute units.
+        cache: bytes of the last cache that all processors share.
     """
 
     name: str
     shared: int
     processors: int
+    cache: int = 16 * MIB
 
     @property
     def descriptors(self) -> bool:
@@ -45,7 +47,7 @@ class Architecture:
     @property
     def appetite(self) -> float:
         """Rows and columns of a tile, in parallel, below which the cache feeds the matrix units too slowly."""
-        return 85.0 if self.descriptors else 43.0
+        return 85.0 if self.descriptors else 64.0
 
     @property
     def partial_sums(self) -> bool:
@@ -127,27 +129,31 @@ class RowsConfig:
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture("sm_80", 163 * KIB, 108),
-        Architecture("sm_86", 99 * KIB, 84),
-        Architecture("sm_89", 99 * KIB, 128),
-        Architecture("sm_90", 227 * KIB, 132),
-        Architecture("sm_100", 227 * KIB, 148),
-        Architecture("sm_120", 99 * KIB, 170),
-        Architecture("gfx942", 64 * KIB, 304),
+        Architecture("sm_80", 163 * KIB, 108, 40 * MIB),
+        Architecture("sm_86", 99 * KIB, 84, 6 * MIB),
+        Architecture("sm_89", 99 * KIB, 128, 72 * MIB),
+        Architecture("sm_90", 227 * KIB, 132, 50 * MIB),
+        Architecture("sm_100", 227 * KIB, 148, 126 * MIB),
+        Architecture("sm_120", 99 * KIB, 170, 96 * MIB),
+        Architecture("gfx942", 64 * KIB, 304, 256 * MIB),
     )
 }
 GENERIC = Architecture("generic", 48 * KIB, 64)
 INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
 
 # For 16 bits, the better first where as many programs would be as busy. sm_90: 128 x 256 puts least strain on the cache; 256 x 128 is
-# the tile that was there before; two blocks of 128 x 128 per processor hide each other's reductions, for few channels. All by
+# the tile that served before it; two blocks of 128 x 128 per processor hide each other's reductions, for few channels. All by
 # prediction: not yet measured.
 _HALF = {
     "sm_80": (MatchConfig(128, 128, 64, 8, 4), MatchConfig(64, 128, 64, 4, 3)),
     "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "sm_89": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "sm_90": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
-    "sm_100": (MatchConfig(256, 128, 64, 8, 4, halvings=2), MatchConfig(128, 128, 64, 4, 4, halvings=2)),
+    "sm_100": (
+        MatchConfig(128, 256, 64, 8, 4, halvings=2),
+        MatchConfig(256, 128, 64, 8, 4, halvings=3),
+        MatchConfig(128, 128, 64, 4, 4, halvings=2),
+    ),
     "sm_120": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
     "generic": (MatchConfig(64, 64, 32, 4, 3),),
@@ -255,7 +261,9 @@ def splits(shape: Shape, config: MatchConfig, architecture: Architecture, itemsi
         return min(CROWD, key_tiles)
     most = max(1, min(affordable, key_tiles))
     if concrete(shape):
-        return best_splits(work(shape, config, architecture, itemsize), most)
+        tiles = work(shape, config, architecture, itemsize)
+        active = tiles.programs * config.block_m * shape.D * itemsize  # bytes of rows, if every program had a row tile of its own
+        return best_splits(tiles, min(most, -(-active // (architecture.cache * 6 // 10))), most)
     return max(1, min(-(-WAVES * architecture.processors // (shape.images * -(-shape.T // config.block_m))), most))
 
 
@@ -276,14 +284,12 @@ def merge_config(
     """Whole rows at once where they fit registers, so that x is read once."""
     whole = _block_d(D, 1 << 30)
     if aligned and not quantised and whole * itemsize <= WHOLE:
-        rows, block_d, warps = max(WHOLE * 2 // (whole * itemsize), 1), whole, 8
-        rows = min(rows, 16)
-    else:
-        # unaligned entries have an address each: 1028 bytes spilled at 256
-        rows, block_d, warps = 16, _block_d(D, 32 if not aligned else 128 if quantised else 256), 4
+        rows, block_d = min(16, WHOLE // (whole * itemsize)), whole
+    else:  # unaligned entries have an address each: 1028 bytes spilled at 256
+        rows, block_d = 16, _block_d(D, 32 if not aligned else 128 if quantised else 256)
     if architecture == INTERPRETER:
-        rows = 32
-    return RowsConfig(rows, block_d, warps, block_n=32, block_k=max(16, min(64, 8192 // (32 * rows))))
+        return RowsConfig(32, block_d, num_warps=4, block_n=32, block_k=32)
+    return RowsConfig(rows, block_d, num_warps=4, block_n=16 if rows > 4 else 32, block_k=16)
 
 
 def _block_d(D: int, most: int) -> int:
@@ -411,5 +417,5 @@ def architecture_of(capability: tuple[int, int] | str, shared: int, processors: 
             name = "sm_80" if shared >= ARCHITECTURES["sm_80"].shared else "sm_86"
     known = ARCHITECTURES.get(name)
     if known is None or known.shared > shared:
-        return Architecture("generic", shared, processors)
-    return Architecture(name, shared, processors)
+        return dataclasses.replace(GENERIC, shared=shared, processors=processors)
+    return Architecture(name, shared, processors, known.cache)

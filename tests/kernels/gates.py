@@ -149,7 +149,7 @@ def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: boo
             constants = {
                 "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
                 "KEYS_MOVE": keys_move, "BANK_MOVES": bank_moves, "CAREFUL": bool(quantised) or dtype != "fp16",
-                "QUANTISED": quantised, "WHOLE": rows.num_warps == 8, "VECTOR": vector, "ROWS": rows.rows,
+                "QUANTISED": quantised, "WHOLE": rows.block_d >= 640 and aligned, "VECTOR": vector, "ROWS": rows.rows,
                 "BLOCK_D": rows.block_d, "BLOCK_N": rows.block_n, "BLOCK_K": rows.block_k,
             }  # fmt: skip
             yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
