@@ -8,7 +8,7 @@ import pytest
 import torch
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if WORKER:  # processes side by side compile into folders of their own
+if WORKER is not None:  # processes side by side compile into folders of their own
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(Path(tempfile.gettempdir(), f"negengine-tests-{os.getuid()}", WORKER, name.split("_")[0].lower()))
 
@@ -24,13 +24,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, else one process would wait for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         item.config.stash[LEFT_OUT] += item.get_closest_marker("exhaustive") is not None
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if WORKER:
+    if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
 

@@ -307,7 +307,7 @@ def test_a_fork_while_another_thread_calls():
         def work():
             while busy:
                 ops.negtome(x, x[0], backend="cpu")
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=work, daemon=True)  # else it would keep a process that failed
         thread.start()
         for _ in range(20):
             child = os.fork()
@@ -471,6 +471,7 @@ def test_example_program(tmp_path):
     assert "merged 768 of 768 tokens" in done.stdout
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(sanitizers, tmp_path):
     """A short run; ``make fuzz`` runs long."""

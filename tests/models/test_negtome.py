@@ -14,6 +14,7 @@ from negengine import metrics, models
 from negengine.models.classifier import Classifier
 
 GROUP = 4
+pytestmark = pytest.mark.xdist_group("groups")  # one process draws them
 
 
 @pytest.fixture(scope="module")
