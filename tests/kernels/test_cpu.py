@@ -269,7 +269,7 @@ def test_the_workspace_is_kept_bounded_and_given_back():
 
 @native
 def test_a_call_takes_no_more_memory_than_promised():
-    """At the largest shape of models: 26 MB for tokens searched in 16 bits or fewer, 40 MB in 32; here with a quarter of the rows."""
+    """At flux-1024, with a quarter of its rows: 26 MB for tokens searched in 16 bits or fewer, 40 MB in 32."""
     for dtype in (torch.bfloat16, torch.float32):
         for search in searches(dtype):
             bound = 40 if dtype == torch.float32 or cpu.precision(dtype, search) == "fp32" else 26

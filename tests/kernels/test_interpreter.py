@@ -24,17 +24,19 @@ RUNS = {  # files, and which of their tests
     "operators": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"], OPERATORS),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
-EXHAUSTIVE = pytest.param("kernels", "exhaustive", marks=pytest.mark.exhaustive)
+# run, which of its tests, examples of each property
+GUARDS = [(name, "not exhaustive", 2) for name in RUNS]
+EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (("kernels", "exhaustive", 6), ("contract", "", 6))]
 
 
 @pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU")
 @pytest.mark.skipif(norms.INTERPRETED.value, reason="this is such a run")
-@pytest.mark.parametrize("name, which", [*((name, "not exhaustive") for name in RUNS), EXHAUSTIVE])
-def test_under_the_interpreter(name, which):
+@pytest.mark.parametrize("name, which, examples", [*GUARDS, *EXHAUSTIVE])
+def test_under_the_interpreter(name, which, examples):
     files, chosen = RUNS[name]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "6", "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": str(examples), "OMP_NUM_THREADS": "1"}
     options = ["-p", "no:cacheprovider", "-W", "ignore", "--durations=10", "-m", which, "-k", chosen]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment, capture_output=True, text=True
