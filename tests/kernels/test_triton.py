@@ -31,7 +31,8 @@ if DEVICE == "cuda":
 RUNS = pytest.mark.skipif(
     DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or the interpreter, with which test_interpreter.py runs it"
 )
-DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+HALF = pytest.param(torch.float16, marks=pytest.mark.exhaustive)
+DTYPES = pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, torch.float32], ids=str)
 
 
 def batch(dtype=torch.float32, B=3, T=70, D=40, kind="near", seed=1):
@@ -108,7 +109,11 @@ def needs(search):
 @QUANTISED
 @pytest.mark.parametrize(
     "matching,variant",
-    [("release", {}), ("paper", {"halvings": 1}), ("paper", {"descriptors": True, "persistent": True})],
+    [
+        pytest.param("release", {}, marks=pytest.mark.exhaustive),
+        ("paper", {"halvings": 1}),
+        ("paper", {"descriptors": True, "persistent": True}),
+    ],
     ids=str,
 )
 def test_quantised_variants_choose_as_an_exact_search(search, matching, variant, monkeypatch):

@@ -14,7 +14,10 @@ from negengine import metrics, models
 from negengine.models.classifier import Classifier
 
 GROUP = 4
-pytestmark = pytest.mark.xdist_group("groups")  # one process draws them
+pytestmark = [
+    pytest.mark.xdist_group("groups"),  # one process draws them
+    pytest.mark.parametrize("name", ["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)], scope="session"),
+]
 
 
 @pytest.fixture(scope="module")
