@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import math
@@ -11,9 +12,10 @@ from typing import Any
 
 import torch
 import triton
+from negengine.kernels.call import Call
 from negengine.kernels.triton import tuning
 from negengine.kernels.triton.match import CANDIDATES, match_kernel
-from negengine.kernels.triton.merge import apply_kernel, merge_kernel
+from negengine.kernels.triton.merge import merge_kernel
 from negengine.kernels.triton.norms import FP8, INT8, norms_kernel
 from torch import Tensor
 from torch.library import wrap_triton
@@ -58,60 +60,31 @@ def _launch(kernel: triton.JITFunction, x: Tensor) -> Any:
     return wrap_triton(kernel) if traced(x) else kernel
 
 
-def negtome(
-    x: Tensor,
-    y: Tensor,
-    bank: Tensor,
-    references: Tensor,
-    alpha: Tensor,
-    threshold: Tensor,
-    keep: Tensor | None,
-    stats: Tensor | None,
-    mask: Tensor | None,
-    matching: str,
-    search: str = "exact",
-    disjoint: bool = False,
-) -> None:
-    """NegToMe of ``x [B, T, D]`` into ``y``, which may be ``x``, as ``bank [R, M, D]`` may be; see ``negengine.ops.negtome_``."""
+def negtome(call: Call) -> None:
+    """NegToMe of ``call.x`` into ``call.y``; see ``negengine.ops.negtome_``."""
+    x, y, references, mask, matching, stats = call.x, call.y, call.references, call.mask, call.matching, call.stats
     if y.numel() == 0:
         if stats is not None:
             stats[2] += 1
         return
     if _rows(y) is not y:  # the kernels write rows of neighbouring entries
         out = y.new_empty(y.shape)
-        negtome(x, out, bank, references, alpha, threshold, keep, stats, mask, matching, search)
+        negtome(dataclasses.replace(call, y=out, disjoint=False))
         y.copy_(out)
         return
-    found = _search(x, bank, references, mask, matching, search, y, disjoint)
-    _merge(found, x, y, references, mask, matching, alpha=alpha, threshold=threshold, keep=keep, stats=stats)
+    found = _search(x, call.bank, references, mask, matching, call.search, y, call.disjoint)
+    numbers = {"alpha": call.alpha, "threshold": call.threshold, "keep": call.keep, "stats": stats}
+    _merge(found, x, y, references, mask, matching, **numbers)
 
 
-def match(
-    x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str = "exact"
-) -> tuple[Tensor, Tensor]:
+def match(call: Call) -> tuple[Tensor, Tensor]:
     """Cosine ``[B, T]`` float32 (``-inf``: none) and index int32 (``-1``: none) of the best reference token."""
+    x, references, mask, matching = call.x, call.references, call.mask, call.matching
     cosine, index = x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int32)
     if index.numel():
-        found = _search(x, bank, references, mask, matching, search, None)
+        found = _search(x, call.bank, references, mask, matching, call.search, None)
         _merge(found, x, x, references, mask, matching, cosine=cosine, index=index)
     return cosine, index
-
-
-def merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
-    """``(1 + alpha) x - alpha r`` where ``gate``, ``x`` elsewhere, as a new tensor."""
-    (B, T, D), K, M = x.shape, references.shape[1], bank.shape[1]
-    y = x.new_empty(x.shape)
-    if y.numel() == 0:
-        return y
-    x, bank, references, index = _rows(x), _rows(bank), references.contiguous(), index.contiguous()
-    vector = _vector(x, bank)
-    config = tuning.merge_config(D, architecture(x.device), aligned=vector > 1)
-    _launch(apply_kernel, x)[triton.cdiv(T, config.rows), B](
-        x, y, bank, references, index, gate, alpha,
-        *_strides(x, vector), *_strides(bank, vector), T, *gate.stride(), alpha.stride(0), K, T, M, D // vector,
-        VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
-    )  # fmt: skip
-    return y
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from negengine.cli.environment import machine, versions
+from negengine.environment import machine, versions
 
 SCHEMA = 1
 
