@@ -35,8 +35,8 @@ test: install ## the tests that guard every change; TESTS='-k flux' for some of 
 test-all: install ## every test
 	$(PYTEST)
 
-test-rest: install ## what `make test` leaves out: exhaustive cases, and property tests with all their examples
-	$(PYTEST) -m 'exhaustive or hypothesis'
+test-rest: install ## what `make test` leaves out: exhaustive cases, and the contract with all its examples
+	$(PYTEST) -m 'exhaustive or examples'
 
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write

@@ -15,6 +15,12 @@ if WORKER:  # processes side by side compile into folders of their own
 LEFT_OUT = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shard", metavar="I/N", help="the tests whose number leaves I when divided by N, to run N processes beside each other"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -22,6 +28,13 @@ def _seed() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--shard"):
+        number, count = map(int, config.getoption("--shard").split("/"))
+        config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % count != number])
+        items[:] = items[number::count]
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
