@@ -135,7 +135,7 @@ class Plan:
 
 def shards(jobs: int, *arguments: str) -> tuple[tuple[str, ...], ...]:
     """pytest in several processes, each of which takes its share of the tests."""
-    command = (sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *arguments)
+    command = (sys.executable, "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider", *arguments)
     return tuple((*command, "--shard", f"{number}/{jobs}") for number in range(jobs))
 
 
@@ -215,6 +215,14 @@ def _kill(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         return
 
 
+def telling(lines: Sequence[str], most: int = 16) -> tuple[str, ...]:
+    """Of a log, the tests that failed and the last lines; where several processes wrote it, the last line of each."""
+    last = {line.split("]")[0]: line for line in lines if line.startswith("[")}
+    failed = [line for line in lines if " FAILED " in line or line.startswith(("FAILED", "ERROR"))]
+    ends = list(last.values()) if len(last) > 1 else lines[-most // 2 :]
+    return tuple(dict.fromkeys([*failed[: most // 2], *ends]))
+
+
 def judged(codes: Sequence[int | None]) -> tuple[str, str]:
     """Status and reason from the exit codes of a section's commands."""
     if None in codes:
@@ -273,7 +281,7 @@ class Run:
         except OSError as error:
             status, reason = "failed", str(error)
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return Outcome(section.name, status, reason, round(time.monotonic() - begun, 2), state, tuple(lines[-12:]))
+        return Outcome(section.name, status, reason, round(time.monotonic() - begun, 2), state, telling(lines))
 
     def _keep(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

@@ -16,9 +16,7 @@ LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--shard", metavar="I/N", help="the tests whose number leaves I when divided by N, to run N processes beside each other"
-    )
+    parser.addoption("--shard", metavar="I/N", help="of all tests every N-th, from the I-th: a share for one of N processes")
 
 
 @pytest.fixture(autouse=True)

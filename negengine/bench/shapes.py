@@ -72,7 +72,7 @@ SCALING = {
 
 
 def shape_named(name: str) -> Shape:
-    """A shape of ``SHAPES``, or the one that ``IMAGESxTOKENSxCHANNELS`` spells.
+    """A shape of ``SHAPES``, or the one whose images, tokens and channels the name spells, like ``4x1024x640``.
 
     Raises:
         ValueError: it is neither.

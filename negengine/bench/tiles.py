@@ -1,8 +1,8 @@
-"""The tiles that the Triton search can take, measured beside each other: ``python -m negengine.bench.tiles flux-1024 --results out``.
+"""The tiles that the Triton search can take, side by side: ``python -m negengine.bench.tiles flux-1024 --results out``.
 
-Each tile runs the whole call, exact and in bfloat16, in turn with the bare matrix product of the vendor's library; its row is written before
-the next one is compiled. ``rows_equal`` is the share of rows that have the bits of the first tile's result: tiles add in another
-order, so near ties may go to another token.
+Each tile runs the whole call, exact and in bfloat16, in turn with the bare matrix product of the vendor's library; its row is
+written before the next one is compiled. ``rows_equal`` is the share of rows that have the bits of the first tile's result: tiles
+add in different orders, so near ties may go to another token.
 """
 
 from __future__ import annotations
