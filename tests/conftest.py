@@ -15,6 +15,10 @@ if WORKER is not None:  # processes side by side compile into folders of their o
 LEFT_OUT = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shard", metavar="I/N", help="of all tests every N-th, from the I-th: a share for one of N processes")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -24,9 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, else one process would wait for the other at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--shard"):
+        number, count = map(int, config.getoption("--shard").split("/"))
+        config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % count != number])
+        items[:] = items[number::count]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # else one process waits for the other at the end
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -46,5 +53,5 @@ def pytest_testnodedown(node, error) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[LEFT_OUT]:
+    if config.stash[LEFT_OUT] and "not exhaustive" in config.option.markexpr:
         terminalreporter.write_line(f"{config.stash[LEFT_OUT]} exhaustive tests were left out; `make test-all` runs them")
