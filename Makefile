@@ -7,12 +7,15 @@ STAMP  := $(VENV)/.installed
 # the tested versions need Python 3.11
 TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
+PARTS := fast cases compiled tiles contract suite
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test gates bench gpu fuzz lint train clean
+.PHONY: help install demo test test-all test-rest gates bench gpu $(PARTS:%=gpu-%) fuzz lint train clean
 SECONDS_EACH ?= 600
+EXAMPLES ?= 12
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(if $(filter $(VENV)/bin/python,$(PY)),$(STAMP)) ## the virtual environment with everything in it
 
@@ -25,8 +28,17 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.* ker
 demo: install ## the same seeds without and with NegToMe: picture, table, JSON
 	$(PY) -m negengine.cli demo --output $(OUT)/demo
 
-test: install ## the tests
-	$(PY) -m pytest
+# a process per core, each with one thread; a process takes about 1 GB
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadgroup $(TESTS)
+
+test: install ## the tests that guard every change; TESTS='-k flux' for some of them
+	NEGENGINE_EXAMPLES=$(EXAMPLES) $(PYTEST) -m 'not exhaustive'
+
+test-all: install ## every test
+	$(PYTEST)
+
+test-rest: install ## what `make test` leaves out: exhaustive cases, and the contract with all its examples
+	$(PYTEST) -m 'exhaustive or examples'
 
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
@@ -34,14 +46,14 @@ gates: install ## compile every variant of the Triton kernels for every GPU of i
 bench: install ## the operator and whole pipelines beside their rivals, into OUT/bench; BENCH='--all-cases' for everything
 	$(PY) -m pytest bench --benchmark-only --results $(OUT)/bench $(BENCH)
 
-gpu: install ## on a machine with a GPU: GPU tests and benchmarks, all into OUT; PY=python3 to use that Python as it is
-	mkdir -p $(OUT)
-	@status=0; \
-	( $(PY) -m pytest tests -m gpu -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1 ) > $(OUT)/tests.log 2>&1 || status=1; \
-	( $(PY) -m pytest tests/ops -k triton-cuda -p no:cacheprovider; code=$$?; test $$code -eq 0 -o $$code -eq 5 || exit 1 ) >> $(OUT)/tests.log 2>&1 || status=1; \
-	tail -n 5 $(OUT)/tests.log; \
-	$(PY) -m pytest bench --benchmark-only --results $(OUT) -p no:cacheprovider $(BENCH) || status=1; \
-	exit $$status  # a failed test does not cost the measurements, nor the other way round
+# one sitting each, 5 minutes for the first and 8 for each other; PY=python3 to use that Python, and this checkout, as they are
+$(PARTS:%=gpu-%): gpu-%: install
+	$(PY) bench/gpu.py $* --results $(OUT)/gpu-$* $(if $(JOBS),--jobs $(JOBS))
+
+gpu: install ## on a machine with a GPU: all that is measured and tested there, in parts; PY=python3 to use that Python as it is
+	@status=0; for part in $(PARTS); do $(MAKE) --no-print-directory gpu-$$part || status=1; done; exit $$status
+
+gpu-fast: ## the first of these parts, which tells most: operator, GPU tests, contract, tiles, in 5 minutes; gpu-cases, ... are the others
 
 fuzz: ## the C interface under sanitizers, SECONDS_EACH of arbitrary calls under each; needs CMake
 	for s in address,undefined thread; do b=build/$${s%,*}; \
