@@ -1,0 +1,289 @@
+"""Machine code of NVIDIA GPUs, read: instructions, loops, and what a kernel does once, in each tile and in each step.
+
+Every 128-bit instruction carries the compiler's own schedule: how many cycles the warp waits before its next instruction, which of six
+scoreboards the instruction sets when its result is there, and which it waits for (Jia and others, "Dissecting the NVIDIA Volta GPU
+Architecture via Microbenchmarking", 2018, section 2.1; later architectures kept the layout).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MATRIX = ("HMMA", "IMMA", "QMMA", "OMMA", "HGMMA", "QGMMA", "IGMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA")
+COPIES = ("UTMALDG", "LDGSTS")  # global to shared memory, without passing through registers
+_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\S*)\s*(.*?)\s*;?\s*/\*\s*0x[0-9a-f]{16}\s*\*/")
+_HIGH = re.compile(r"^\s*/\*\s*0x([0-9a-f]{16})\s*\*/\s*$")
+_LABEL = re.compile(r"^(\.L\w+):")
+
+
+class Unreadable(ValueError):
+    """The machine code has not the form that this file knows."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction of a warp.
+
+    Attributes:
+        name: the operation with its modifiers, as ``LDG.E.128``.
+        predicate: of a conditional instruction, as ``!P0``; empty if it is always executed.
+        stall: cycles before the warp's next instruction may issue.
+        sets: scoreboards that are set once its result is there or its operands are read.
+        waits: scoreboards that must be set before it may issue.
+        target: the address to which it branches.
+    """
+
+    address: int
+    name: str
+    operands: str
+    predicate: str
+    stall: int
+    sets: tuple[int, ...]
+    waits: tuple[int, ...]
+    target: int | None
+
+    @property
+    def operation(self) -> str:
+        return self.name.split(".")[0]
+
+    @property
+    def multiplies(self) -> bool:
+        return self.operation in MATRIX
+
+    @property
+    def copies(self) -> bool:
+        return self.operation in COPIES
+
+    @property
+    def wide(self) -> bool:
+        """Whether a warp moves 16 bytes for each thread to or from global memory."""
+        return self.operation in ("LDG", "STG") and ".128" in self.name
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Instructions ``first`` to ``last``, of which the last jumps back."""
+
+    first: int
+    last: int
+
+    def holds(self, other: Loop) -> bool:
+        return self != other and self.first <= other.first and other.last <= self.last
+
+
+@dataclass(frozen=True)
+class Search:
+    """The parts of a search kernel.
+
+    Attributes:
+        step: one passage of the main loop: the products of ``BLOCK_K`` channels.
+        prologue, epilogue: what every tile does before and after its steps.
+        prefetched: whether the copies of the next tile start before the epilogue of this one.
+    """
+
+    step: tuple[Instruction, ...]
+    prologue: tuple[Instruction, ...]
+    epilogue: tuple[Instruction, ...]
+    prefetched: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The parts of a kernel that goes through rows: what it does once, and its loops over the channels of a row."""
+
+    once: tuple[Instruction, ...]
+    loops: tuple[tuple[Instruction, ...], ...]
+
+
+def tool(name: str) -> Path:
+    """A program that Triton brings with it."""
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise FileNotFoundError(f"Triton {triton.__version__} brings no {name}: {path} is missing; 3.6 and 3.7 have it")
+    return path
+
+
+def disassembled(cubin: bytes) -> str:
+    """What ``nvdisasm`` prints of a compiled kernel, with the encoding of each instruction."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        return subprocess.run([tool("nvdisasm"), "-c", "-hex", path], capture_output=True, text=True, check=True).stdout
+
+
+def registers(cubin: bytes) -> int:
+    """Registers of each thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = subprocess.run([tool("cuobjdump"), "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"REG:(\d+)", usage)[-1])
+
+
+def instructions(text: str) -> tuple[Instruction, ...]:
+    """The instructions of the first kernel in the output of ``nvdisasm -c -hex``."""
+    labels: dict[str, int] = {}
+    waiting: list[str] = []
+    found: list[tuple[int, str, str, str, int]] = []
+    last = None
+    for line in text.split("\t.section\t.text.")[-1].splitlines():
+        if label := _LABEL.match(line):
+            waiting.append(label[1])
+        elif start := _LINE.match(line):
+            address = int(start[1], 16)
+            labels |= dict.fromkeys(waiting, address)
+            waiting, last = [], (address, start[3], start[4], start[2] or "")
+        elif last is not None and (high := _HIGH.match(line)):
+            found.append((*last, int(high[1], 16)))
+            last = None
+    if not found:
+        raise Unreadable("found no instruction with its encoding in what nvdisasm printed")
+    return tuple(_instruction(*one, labels) for one in found)
+
+
+def _instruction(address: int, name: str, operands: str, predicate: str, high: int, labels: dict[str, int]) -> Instruction:
+    control = high >> 41
+    barriers = ((control >> 5) & 7, (control >> 8) & 7)
+    waits = tuple(i for i in range(6) if control >> 11 + i & 1)
+    target = None
+    if name.split(".")[0] in ("BRA", "JMP") and (label := re.search(r"`\((\.L\w+)\)", operands)):
+        target = labels.get(label[1])
+    sets = tuple(barrier for barrier in barriers if barrier < 6)
+    return Instruction(address, name, operands, predicate, control & 15, sets, waits, target)
+
+
+# --- control flow ------------------------------------------------------------------------------------------------
+
+
+def loops(code: Sequence[Instruction]) -> list[Loop]:
+    """Natural loops, outer ones first. Waits that only ask again are not loops: they end after a few instructions."""
+    index = {one.address: i for i, one in enumerate(code)}
+    blocks = _blocks(code, index)
+    dominators = _dominators(blocks)
+    found: dict[int, int] = {}
+    for start, (end, following) in blocks.items():
+        for header in following:
+            if header in dominators[start] and header <= start and _works(code[header : end + 1]):
+                found[header] = max(found.get(header, 0), end)
+    return sorted((Loop(*pair) for pair in found.items()), key=lambda loop: (loop.first, -loop.last))
+
+
+def _works(body: Sequence[Instruction]) -> bool:
+    return len(body) > 3
+
+
+def _blocks(code: Sequence[Instruction], index: dict[int, int]) -> dict[int, tuple[int, list[int]]]:
+    """Basic blocks that can be reached: start -> end and the blocks that may follow."""
+    jumps = [i for i, one in enumerate(code) if one.operation in ("BRA", "JMP", "EXIT", "RET", "BREAK")]
+    starts = {0, *(i + 1 for i in jumps if i + 1 < len(code))}
+    starts |= {index[one.target] for one in code if one.target is not None}
+    ordered = sorted(starts)
+    blocks: dict[int, tuple[int, list[int]]] = {}
+    for start, following in zip(ordered, [*ordered[1:], len(code)], strict=True):
+        last = code[following - 1]
+        after = [index[last.target]] if last.target is not None else []
+        conditional = bool(last.predicate) or re.match(r"!?U?P\d", last.operands) is not None
+        if (conditional or following - 1 not in jumps) and following < len(code):
+            after.append(following)
+        blocks[start] = (following - 1, after)
+    reached, todo = set(), [0]
+    while todo:
+        if (block := todo.pop()) not in reached:
+            reached.add(block)
+            todo += blocks[block][1]
+    return {start: blocks[start] for start in ordered if start in reached}
+
+
+def _dominators(blocks: dict[int, tuple[int, list[int]]]) -> dict[int, set[int]]:
+    before: dict[int, list[int]] = {start: [] for start in blocks}
+    for start, (_, following) in blocks.items():
+        for block in following:
+            before[block].append(start)
+    found = {start: set(blocks) for start in blocks} | {0: {0}}
+    changed = True
+    while changed:
+        changed = False
+        for start in blocks:
+            if start and before[start]:
+                new = {start} | functools.reduce(set.intersection, (found[b] for b in before[start]))
+                changed |= new != found[start]
+                found[start] = new
+    return found
+
+
+def skipped(code: Sequence[Instruction], within: Loop) -> list[Loop]:
+    """Stretches that a conditional branch inside of ``within`` jumps over."""
+    index = {one.address: i for i, one in enumerate(code)}
+    found = []
+    for i in range(within.first, within.last + 1):
+        target = code[i].target
+        if target is not None and i < index[target] - 1 and index[target] <= within.last + 1:
+            found.append(Loop(i + 1, index[target] - 1))
+    return found
+
+
+def search_of(code: Sequence[Instruction]) -> Search:
+    """The parts of a search kernel, whose innermost loop with matrix instructions is the main loop.
+
+    Around it lies the loop over tiles. Where the compiler made one loop of the two, the epilogue is a stretch of the main loop that is
+    jumped over in all steps but the last of a tile: the one that takes maxima.
+    """
+    found = loops(code)
+    multiplying = [loop for loop in found if any(one.multiplies for one in code[loop.first : loop.last + 1])]
+    main = next((a for a in multiplying if not any(a.holds(b) for b in multiplying)), None)
+    if main is None:
+        multiplying_somewhere = any(one.multiplies for one in code)
+        raise Unreadable(f"no loop with matrix instructions among {len(found)} loops; matrix instructions: {multiplying_somewhere}")
+    reducing = [part for part in skipped(code, main) if _reduces(code[part.first : part.last + 1])]
+    if reducing:
+        tail = max(reducing, key=lambda part: part.last - part.first)
+        step = (*code[main.first : tail.first], *code[tail.last + 1 : main.last + 1])
+        return Search(step, (), tuple(code[tail.first : tail.last + 1]), True)
+    around = [loop for loop in found if loop.holds(main)]
+    if not around:
+        raise Unreadable("no loop over tiles around the main loop, and no stretch of the main loop that takes maxima")
+    tile = min(around, key=lambda loop: loop.last - loop.first)
+    prologue, epilogue = code[tile.first : main.first], code[main.last + 1 : tile.last + 1]
+    step = code[main.first : main.last + 1]
+    return Search(tuple(step), tuple(prologue), tuple(epilogue), not any(one.copies for one in prologue))
+
+
+def _reduces(code: Sequence[Instruction]) -> bool:
+    return any(one.operation.startswith("FMNMX") for one in code) and not any(one.multiplies for one in code)
+
+
+def rows_of(code: Sequence[Instruction]) -> Rows:
+    """The parts of a kernel that goes through rows, on the path of ordinary input.
+
+    The rare path (searching again for rows of extreme magnitude) is the largest stretch that is jumped over, that holds a loop within a
+    loop, and that does not hold the first loop over a row.
+    """
+    found = loops(code)
+    whole = Loop(0, len(code) - 1)
+    row_loops = [
+        loop
+        for loop in found
+        if any(one.wide for one in code[loop.first : loop.last + 1]) and not any(loop.holds(other) for other in found)
+    ]
+    if not row_loops:
+        raise Unreadable("no loop that reads or writes rows, 16 bytes for each thread")
+    outer = [loop for loop in found if any(loop.holds(other) for other in found)]
+    rare = [
+        part
+        for part in skipped(code, whole)
+        if any(part.first <= loop.first and loop.last <= part.last for loop in outer)
+        and not part.first <= row_loops[0].first <= part.last
+    ]
+    dropped = max(rare, key=lambda part: part.last - part.first, default=None)
+    usual = [loop for loop in row_loops if dropped is None or not dropped.first <= loop.first <= dropped.last]
+    gone = {i for part in [*usual, *([dropped] if dropped else [])] for i in range(part.first, part.last + 1)}
+    once = tuple(one for i, one in enumerate(code) if i not in gone)
+    return Rows(once, tuple(tuple(code[loop.first : loop.last + 1]) for loop in usual))
