@@ -24,6 +24,7 @@ class Latencies:
     copy: int = 700  # an asynchronous copy of a tile, from issue to the first byte that can be multiplied
     tensor: int = 40  # a matrix instruction whose operands come from registers; a load from tensor memory
     barrier: int = 20  # of a block
+    operands: int = 10  # until an instruction of variable duration has read its registers
 
 
 @dataclass(frozen=True)

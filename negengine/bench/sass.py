@@ -34,7 +34,8 @@ class Instruction:
         name: the operation with its modifiers, as ``LDG.E.128``.
         predicate: of a conditional instruction, as ``!P0``; empty if it is always executed.
         stall: cycles before the warp's next instruction may issue.
-        sets: scoreboards that are set once its result is there or its operands are read.
+        results: the scoreboard that is set once its result is there, if any.
+        reads: the scoreboard that is set once its operands are read, if any.
         waits: scoreboards that must be set before it may issue.
         target: the address to which it branches.
     """
@@ -44,7 +45,8 @@ class Instruction:
     operands: str
     predicate: str
     stall: int
-    sets: tuple[int, ...]
+    results: int | None
+    reads: int | None
     waits: tuple[int, ...]
     target: int | None
 
@@ -111,6 +113,7 @@ def tool(name: str) -> Path:
     return path
 
 
+@functools.cache
 def disassembled(cubin: bytes) -> str:
     """What ``nvdisasm`` prints of a compiled kernel, with the encoding of each instruction."""
     with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +122,7 @@ def disassembled(cubin: bytes) -> str:
         return subprocess.run([tool("nvdisasm"), "-c", "-hex", path], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
 def registers(cubin: bytes) -> int:
     """Registers of each thread."""
     with tempfile.TemporaryDirectory() as folder:
@@ -151,13 +155,12 @@ def instructions(text: str) -> tuple[Instruction, ...]:
 
 def _instruction(address: int, name: str, operands: str, predicate: str, high: int, labels: dict[str, int]) -> Instruction:
     control = high >> 41
-    barriers = ((control >> 5) & 7, (control >> 8) & 7)
+    results, reads = (board if board < 6 else None for board in ((control >> 5) & 7, (control >> 8) & 7))
     waits = tuple(i for i in range(6) if control >> 11 + i & 1)
     target = None
     if name.split(".")[0] in ("BRA", "JMP") and (label := re.search(r"`\((\.L\w+)\)", operands)):
         target = labels.get(label[1])
-    sets = tuple(barrier for barrier in barriers if barrier < 6)
-    return Instruction(address, name, operands, predicate, control & 15, sets, waits, target)
+    return Instruction(address, name, operands, predicate, control & 15, results, reads, waits, target)
 
 
 # --- control flow ------------------------------------------------------------------------------------------------
@@ -285,5 +288,6 @@ def rows_of(code: Sequence[Instruction]) -> Rows:
     dropped = max(rare, key=lambda part: part.last - part.first, default=None)
     usual = [loop for loop in row_loops if dropped is None or not dropped.first <= loop.first <= dropped.last]
     gone = {i for part in [*usual, *([dropped] if dropped else [])] for i in range(part.first, part.last + 1)}
-    once = tuple(one for i, one in enumerate(code) if i not in gone)
+    reached = _blocks(code, {one.address: i for i, one in enumerate(code)})
+    once = tuple(code[i] for start, (end, _) in reached.items() for i in range(start, end + 1) if i not in gone)
     return Rows(once, tuple(tuple(code[loop.first : loop.last + 1]) for loop in usual))

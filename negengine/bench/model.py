@@ -1,0 +1,351 @@
+"""A static model of a call's time on a GPU, from its compiled kernels alone. What it says is a prediction, never a measurement.
+
+* One scheduler is simulated over the machine code: the compiler's own stalls and scoreboards, the lanes of each unit, block barriers.
+* Search: the processor with the most tiles sets the time. A tile is its steps, each as long as the slowest of the matrix units, the
+  instructions and the L2 cache, then what of prologue, refill and epilogue nothing hides.
+* Rows (norms, merge): the slowest of memory, L2 cache, instructions and the chain of dependent loads.
+* The bare product: a kernel whose steps are as fast as the machine allows and whose epilogues are hidden, with the best of some tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from negengine.bench import sass
+from negengine.bench.launches import Launch
+from negengine.bench.machines import Latencies, Machine
+from negengine.bench.sass import Instruction
+from negengine.bench.shapes import Shape
+
+PRODUCT_TILES = ((256, 128), (128, 256), (192, 128), (128, 128), (128, 64), (64, 64))  # of the libraries' kernels
+
+Schedule = Callable[[Launch, Shape, Machine], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Cycles of one tile of the search.
+
+    Attributes:
+        step: of ``BLOCK_K`` channels, nothing else running on the processor.
+        limit: of a step, what one processor needs for it however many blocks it runs.
+        exposed: what a tile adds that its own block does not hide.
+        busy: of ``exposed``, what other blocks of the processor cannot use.
+    """
+
+    step: float
+    limit: float
+    exposed: float
+    busy: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of the parts of a call, and of the bare product of the same sources and references.
+
+    Attributes:
+        fill: mean load of the processors over the largest.
+        ratio: bare product over whole call; 1 is the speed of light of an exact search.
+    """
+
+    norms: float
+    match: float
+    merge: float
+    product: float
+    launches: int
+    launching: float
+    fill: float
+
+    @property
+    def whole(self) -> float:
+        return self.norms + self.match + self.merge + self.launches * self.launching
+
+    @property
+    def ratio(self) -> float:
+        return self.product / self.whole
+
+
+# --- one scheduler -----------------------------------------------------------------------------------------------
+
+
+def cycles(code: Sequence[Instruction], warps: int, machine: Machine, loaded: int | None = None) -> float:
+    """Until ``warps`` warps of one scheduler, which begin together, have executed straight-line code. Branches are not taken.
+
+    Args:
+        loaded: cycles of a load from global memory; the L2 cache's latency if None.
+    """
+    loaded = machine.latencies.cache if loaded is None else loaded
+    costs = [(unit(one), occupied(one, machine), latency(one, machine.latencies, loaded)) for one in code]
+    ready = [0.0] * warps
+    position = [0] * warps
+    boards = [[0.0] * 6 for _ in range(warps)]
+    groups: list[list[float]] = [[] for _ in range(warps)]  # when each group of asynchronous products is done
+    free: dict[str, float] = {}
+    issue = 0.0
+    barriers: dict[int, list[float]] = {}
+    while True:
+        possible = [
+            (max(ready[w], *(boards[w][b] for b in code[position[w]].waits), 0.0), w)
+            for w in range(warps)
+            if position[w] < len(code)
+        ]
+        if not possible:
+            return max([*ready, *free.values()])
+        earliest, w = min(
+            (max(t, issue, 0.0 if _queued(code[position[w]]) else free.get(costs[position[w]][0], 0.0)), w) for t, w in possible
+        )
+        one, (which, cost, result) = code[position[w]], costs[position[w]]
+        done = max(earliest, free.get(which, 0.0)) + cost
+        issue, free[which] = earliest + 1, done
+        ready[w] = earliest + max(one.stall, 1)
+        if one.results is not None:
+            boards[w][one.results] = max(done, earliest + result)
+        if one.reads is not None:
+            boards[w][one.reads] = max(boards[w][one.reads], done + machine.latencies.operands)
+        if _queued(one) and "gsb" in one.operands:
+            groups[w].append(done)
+        elif one.name == "WARPGROUP.DEPBAR.LE":
+            pending = int(one.operands.split(",")[1], 16)
+            if len(groups[w]) > pending:
+                ready[w] = max(ready[w], groups[w][-1 - pending])
+        elif one.name.startswith("BAR.") and not one.name.startswith("BAR.ARV"):
+            arrived = barriers.setdefault(position[w], [])
+            arrived.append(earliest)
+            ready[w] = math.inf
+            if len(arrived) == warps:
+                for other in range(warps):
+                    ready[other] = max(arrived) + machine.latencies.barrier
+        position[w] += 1
+
+
+def _queued(one: Instruction) -> bool:
+    """Products that are handed to the matrix units without waiting for them."""
+    return one.multiplies and one.operation[1:] == "GMMA"
+
+
+def steady(code: Sequence[Instruction], warps: int, machine: Machine, loaded: int | None = None) -> float:
+    """Cycles of one passage of a loop that runs long."""
+    few, more = 2, 4
+    return (cycles([*code] * more, warps, machine, loaded) - cycles([*code] * few, warps, machine, loaded)) / (more - few)
+
+
+FULL = ("FADD", "FMUL", "FFMA", "IMAD", "FADD2", "FMUL2", "FFMA2")
+SPECIAL = ("MUFU", "F2I", "I2F", "F2F", "I2I", "F2FP", "I2FP", "FRND", "FLO", "POPC", "BREV", "S2R", "S2UR", "CS2R", "R2UR", "REDUX")
+SHARED = ("LDS", "STS", "LDSM", "STSM", "SHFL", "ATOMS", "SYNCS", "LDGSTS", "LDC", "VOTE", "VOTEU", "ELECT", "MATCH")
+GLOBAL = ("LDG", "STG", "ATOM", "ATOMG", "RED", "UTMALDG", "LD", "ST")
+TENSOR = ("LDTM", "STTM")
+CONTROL = ("BRA", "EXIT", "BAR", "WARPSYNC", "BSSY", "BSYNC", "NOP", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "FENCE", "MEMBAR", "YIELD")
+
+
+def unit(one: Instruction) -> str:
+    """The unit of a scheduler that executes an instruction."""
+    if one.multiplies:
+        return "matrix"
+    for name, operations in (("full", FULL), ("special", SPECIAL), ("shared", SHARED), ("global", GLOBAL), ("tensor", TENSOR)):
+        if one.operation in operations:
+            return name
+    if one.operation in CONTROL:
+        return "control"
+    return "uniform" if one.operation.startswith("U") else "integer"
+
+
+def occupied(one: Instruction, machine: Machine) -> float:
+    """Cycles for which an instruction of a warp occupies its unit."""
+    which = unit(one)
+    if which == "matrix":
+        return _product_cycles(one, machine)
+    if which == "full":  # integer products have half the lanes
+        return 32 / (machine.integer if one.operation == "IMAD" else machine.vector)
+    if which == "integer":
+        return 32 / machine.integer
+    if which == "shared":  # 128 bytes per cycle and processor
+        moved = {"LDSM": 512 if ".4" in one.name else 256 if ".2" in one.name else 128}.get(one.operation, 32 * _bytes(one))
+        return moved * machine.schedulers / 128 if one.operation in ("LDS", "STS", "LDSM", "STSM", "SHFL", "LDGSTS") else 2
+    if which == "global":  # 64 bytes per cycle and processor; of an asynchronous copy of a tile, the issue alone
+        return 1 if one.operation == "UTMALDG" else max(32 * _bytes(one) * machine.schedulers / 64, 4)
+    if which == "special":
+        return 2 if one.operation in ("CS2R", "R2UR") else 8
+    return 4 if which == "tensor" else 1 if which == "control" else 2
+
+
+def _bytes(one: Instruction) -> int:
+    return next((bits // 8 for bits in (128, 64, 16, 8) if f".{bits}" in one.name or f".U{bits}" in one.name), 4)
+
+
+def _product_cycles(one: Instruction, machine: Machine) -> float:
+    """Of a matrix instruction in the units of one scheduler; those of a whole processor are counted by the tile, not here."""
+    if one.operation.startswith("UTC"):
+        return 1
+    shape = one.name.split(".")[1]
+    kind = "fp8" if "E4M3" in one.name or one.operation == "QGMMA" else "int8" if ".S8" in one.name or ".U8" in one.name else "bf16"
+    each = machine.products[kind] / machine.schedulers
+    if "x" in shape:  # of four warps, as 64x128x16: a quarter of the rows in each scheduler
+        m, n, k = (int(side) for side in shape.split("x"))
+        return 2 * m * n * k / machine.schedulers / each
+    m, n, k = 16, 8, int(shape[3:]) if shape.startswith("168") else int(shape[4:])
+    return 2 * m * n * k / each
+
+
+def latency(one: Instruction, latencies: Latencies, loaded: int) -> float:
+    which = unit(one)
+    if which == "global":
+        return latencies.copy if one.operation == "UTMALDG" else loaded
+    if which == "matrix":
+        return latencies.tensor
+    return {"shared": latencies.shared, "special": latencies.special, "tensor": latencies.tensor}.get(which, 6)
+
+
+# --- search ------------------------------------------------------------------------------------------------------
+
+
+def tile_of(launch: Launch, dtype: str, machine: Machine) -> Tile:
+    """Cycles of a tile of a search kernel.
+
+    Args:
+        dtype: of the products.
+    """
+    parts = sass.search_of(sass.instructions(sass.disassembled(launch.cubin)))
+    return tile(parts, launch, dtype, machine)
+
+
+def tile(parts: sass.Search, launch: Launch, dtype: str, machine: Machine) -> Tile:
+    m, n, k = (launch.values[f"BLOCK_{side}"] for side in "MNK")
+    itemsize = 2 if dtype in ("bf16", "fp16") else 1
+    warps = max(launch.warps // machine.schedulers, 1)
+    matrix = 2 * m * n * k / machine.products[dtype] / machine.sustained
+    moved = (m + n) * k * itemsize / (machine.cache / machine.clock / machine.processors)
+    step = max(matrix, moved, steady(parts.step, warps, machine))
+    issued = _issued(parts.step, warps, machine)
+    around = (*parts.prologue, *parts.epilogue)
+    exposed = cycles(parts.epilogue, warps, machine) + filled(parts, warps, moved, machine)
+    return Tile(step, max(matrix, moved, issued), exposed, _issued(around, warps, machine))
+
+
+def filled(parts: sass.Search, warps: int, moved: float, machine: Machine) -> float:
+    """Cycles from the beginning of a tile until its first products can begin.
+
+    Args:
+        moved: cycles in which the operands of a step arrive.
+    """
+    copies = [i for i, one in enumerate(parts.prologue) if one.copies]
+    prologue = cycles(parts.prologue, warps, machine)
+    if not copies:
+        return prologue
+    first = copies[: max(sum(one.copies for one in parts.step), 1)][-1]
+    return max(prologue, cycles(parts.prologue[: first + 1], warps, machine) + machine.latencies.copy + moved)
+
+
+def _issued(code: Sequence[Instruction], warps: int, machine: Machine) -> float:
+    """Cycles for which the busiest part of a scheduler is occupied, matrix units apart."""
+    units: dict[str, float] = {"issue": len(code)}
+    for one in code:
+        if not one.multiplies:
+            units[unit(one)] = units.get(unit(one), 0.0) + occupied(one, machine)
+    return warps * max(units.values())
+
+
+def resident(launch: Launch, machine: Machine) -> int:
+    """Blocks that a processor runs at once."""
+    allocated = math.ceil(launch.registers / 8) * 8 * 32 * launch.warps
+    reserved = launch.shared + 1024  # which the system takes from each block
+    return max(min(machine.blocks, 64 // launch.warps, machine.registers // allocated, machine.shared // reserved), 1)
+
+
+def match_seconds(tile: Tile, steps: int, largest: float, blocks: int, machine: Machine) -> float:
+    """Of the search.
+
+    Args:
+        steps: of a tile.
+        largest: tiles of the processor that has most.
+        blocks: that run at once on a processor, each of which hides what the others expose.
+    """
+    alone = steps * tile.step + tile.exposed
+    together = steps * tile.limit + tile.busy
+    return largest * max(alone / blocks, together) / machine.clock
+
+
+def round_robin(launch: Launch, shape: Shape, machine: Machine) -> list[int]:
+    """Key tiles that each processor multiplies: program after program takes the next unit of ``match_kernel``."""
+    values = launch.values
+    splits, span, group = values["splits"], values["span"], values["GROUP"]
+    rows, keys = math.ceil(values["T"] / values["BLOCK_M"]), values["K"] * math.ceil(values["M"] / values["BLOCK_N"])
+    live = (shape.images - 1) * rows
+    load = [0] * machine.processors
+    for chosen in range(values["units"]):
+        first = chosen // (group * splits) * group
+        height = min(values["B"] * rows - first, group)
+        within = chosen % (group * splits)
+        if first + within % height < live:
+            split = within // height
+            load[chosen % launch.programs % machine.processors] += min(span, keys - split * span)
+    return load
+
+
+# --- rows and the bare product -----------------------------------------------------------------------------------
+
+
+def rows_seconds(launch: Launch, rows: int, moved: float, machine: Machine) -> float:
+    """Of norms or merge.
+
+    Args:
+        rows: that it goes through.
+        moved: bytes to and from device memory.
+    """
+    parts = sass.rows_of(sass.instructions(sass.disassembled(launch.cubin)))
+    return rows_time(parts, launch, rows, moved, machine)
+
+
+def rows_time(parts: sass.Rows, launch: Launch, rows: int, moved: float, machine: Machine) -> float:
+    passages = math.ceil(launch.values["D"] * launch.values["VECTOR"] / launch.values["BLOCK_D"])
+    programs = math.ceil(rows / launch.values["ROWS"])
+    warps = max(launch.warps // machine.schedulers, 1)
+    blocks = resident(launch, machine)
+    rounds = math.ceil(programs / (machine.processors * blocks))
+    memory = moved / (machine.memory * machine.streamed)
+    wide = sum(one.wide for loop in parts.loops for one in loop)
+    cache = programs * passages * wide * launch.warps * 32 * 16 / machine.cache
+    inner = sum(_issued(loop, warps, machine) for loop in parts.loops)
+    busy = (_issued(parts.once, warps, machine) + passages * inner) * math.ceil(programs / machine.processors)
+    long = machine.latencies.memory
+    chain = cycles(parts.once, warps, machine) + passages * sum(cycles(loop, warps, machine, long) for loop in parts.loops)
+    return max(memory, cache, max(busy, rounds * chain) / machine.clock)
+
+
+def product_seconds(shape: Shape, dtype: str, machine: Machine) -> float:
+    """Of the bare product: main loops that never stop, epilogues that the next tile hides, the best of ``PRODUCT_TILES``."""
+    rows, columns = (shape.images - 1) * shape.tokens, shape.tokens
+
+    def seconds(m: int, n: int) -> float:
+        tiles = math.ceil(rows / m) * math.ceil(columns / n)
+        one = 2 * m * n * shape.channels / machine.products[dtype] / machine.sustained
+        return (math.ceil(tiles / machine.processors) * one + machine.latencies.copy) / machine.clock
+
+    return min(seconds(m, n) for m, n in PRODUCT_TILES) + machine.launch
+
+
+def predict(found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = round_robin) -> Prediction:
+    """Of one call whose launches are ``norms``, ``match`` and ``merge``, every token being merged.
+
+    Args:
+        schedule: the tiles of each processor.
+    """
+    kernels = {launch.name.removesuffix("_kernel"): launch for launch in found}
+    if sorted(kernels) != ["match", "merge", "norms"] or len(found) != 3:
+        raise ValueError(f"expected one launch each of norms, match and merge, not {[launch.name for launch in found]}")
+    itemsize = 2
+    match = kernels["match"]
+    load = schedule(match, shape, machine)
+    steps = math.ceil(shape.channels / match.values["BLOCK_K"])
+    per_processor = min(resident(match, machine), max(match.programs // machine.processors, 1))
+    sources, row = (shape.images - 1) * shape.tokens, shape.channels * itemsize
+    return Prediction(
+        norms=rows_seconds(kernels["norms"], shape.tokens, shape.tokens * row, machine),
+        match=match_seconds(tile_of(match, dtype, machine), steps, max(load), per_processor, machine),
+        merge=rows_seconds(kernels["merge"], sources, (2 * sources + shape.tokens) * row, machine),
+        product=product_seconds(shape, dtype, machine),
+        launches=len(found),
+        launching=machine.launch,
+        fill=sum(load) / len(load) / max(load),
+    )
