@@ -17,6 +17,7 @@ class Latencies:
     for the L2 cache, 470 to 680 for memory; the same order on all architectures since Volta, so that one set serves all here.
     """
 
+    near: int = 40  # a load that the processor's own cache serves
     shared: int = 30
     special: int = 24  # reciprocals, conversions, shuffles, moves between the uniform and the ordinary registers
     cache: int = 260  # a load that the L2 cache serves

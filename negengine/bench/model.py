@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from negengine.bench import sass
 from negengine.bench.launches import Launch
@@ -219,7 +220,8 @@ def tile(parts: sass.Search, launch: Launch, dtype: str, machine: Machine) -> Ti
     step = max(matrix, moved, steady(parts.step, warps, machine))
     issued = _issued(parts.step, warps, machine)
     around = (*parts.prologue, *parts.epilogue)
-    exposed = cycles(parts.epilogue, warps, machine) + filled(parts, warps, moved, machine)
+    near = machine.latencies.near  # weights and table lie in few lines: the first load brings them
+    exposed = cycles(parts.epilogue, warps, machine, near) + machine.latencies.cache - near + filled(parts, warps, moved, machine)
     return Tile(step, max(matrix, moved, issued), exposed, _issued(around, warps, machine))
 
 
@@ -230,11 +232,12 @@ def filled(parts: sass.Search, warps: int, moved: float, machine: Machine) -> fl
         moved: cycles in which the operands of a step arrive.
     """
     copies = [i for i, one in enumerate(parts.prologue) if one.copies]
-    prologue = cycles(parts.prologue, warps, machine)
+    near = machine.latencies.near
+    prologue = cycles(parts.prologue, warps, machine, near)
     if not copies:
         return prologue
     first = copies[: max(sum(one.copies for one in parts.step), 1)][-1]
-    return max(prologue, cycles(parts.prologue[: first + 1], warps, machine) + machine.latencies.copy + moved)
+    return max(prologue, cycles(parts.prologue[: first + 1], warps, machine, near) + machine.latencies.copy + moved)
 
 
 def _issued(code: Sequence[Instruction], warps: int, machine: Machine) -> float:
@@ -308,8 +311,10 @@ def rows_time(parts: sass.Rows, launch: Launch, rows: int, moved: float, machine
     cache = programs * passages * wide * launch.warps * 32 * 16 / machine.cache
     inner = sum(_issued(loop, warps, machine) for loop in parts.loops)
     busy = (_issued(parts.once, warps, machine) + passages * inner) * math.ceil(programs / machine.processors)
-    long = machine.latencies.memory
-    chain = cycles(parts.once, warps, machine) + passages * sum(cycles(loop, warps, machine, long) for loop in parts.loops)
+    # the first loop brings the rows from memory, later ones find them in the L2 cache
+    loads = (machine.latencies.memory, *(machine.latencies.cache for _ in parts.loops[1:]))
+    inner_chain = sum(cycles(loop, warps, machine, loaded) for loop, loaded in zip(parts.loops, loads, strict=True))
+    chain = cycles(parts.once, warps, machine) + passages * inner_chain
     return max(memory, cache, max(busy, rounds * chain) / machine.clock)
 
 
@@ -325,27 +330,49 @@ def product_seconds(shape: Shape, dtype: str, machine: Machine) -> float:
     return min(seconds(m, n) for m, n in PRODUCT_TILES) + machine.launch
 
 
-def predict(found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = round_robin) -> Prediction:
-    """Of one call whose launches are ``norms``, ``match`` and ``merge``, every token being merged.
+def predict(
+    found: Sequence[Launch],
+    shape: Shape,
+    dtype: str,
+    machine: Machine,
+    schedule: Schedule = round_robin,
+    share: float = 0.5,
+) -> Prediction:
+    """Of one call in 16 bits whose launches are ``norms``, ``match`` and ``merge``.
 
     Args:
         schedule: the tiles of each processor.
+        share: of the tokens that are merged.
     """
     kernels = {launch.name.removesuffix("_kernel"): launch for launch in found}
     if sorted(kernels) != ["match", "merge", "norms"] or len(found) != 3:
         raise ValueError(f"expected one launch each of norms, match and merge, not {[launch.name for launch in found]}")
-    itemsize = 2
     match = kernels["match"]
     load = schedule(match, shape, machine)
     steps = math.ceil(shape.channels / match.values["BLOCK_K"])
     per_processor = min(resident(match, machine), max(match.programs // machine.processors, 1))
-    sources, row = (shape.images - 1) * shape.tokens, shape.channels * itemsize
+    sources, row = (shape.images - 1) * shape.tokens, shape.channels * 2
     return Prediction(
         norms=rows_seconds(kernels["norms"], shape.tokens, shape.tokens * row, machine),
         match=match_seconds(tile_of(match, dtype, machine), steps, max(load), per_processor, machine),
-        merge=rows_seconds(kernels["merge"], sources, (2 * sources + shape.tokens) * row, machine),
+        merge=rows_seconds(kernels["merge"], sources, ((1 + share) * sources + shape.tokens) * row, machine),
         product=product_seconds(shape, dtype, machine),
         launches=len(found),
         launching=machine.launch,
         fill=sum(load) / len(load) / max(load),
     )
+
+
+def sensitivity(found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = round_robin) -> dict[str, float]:
+    """How far the predicted ratio moves when one assumption is a fifth worse: assumption -> change."""
+    slower = {field.name: round(1.25 * getattr(machine.latencies, field.name)) for field in fields(machine.latencies)}
+    worse: dict[str, dict[str, Any]] = {
+        "clock": {"clock": machine.clock * 0.8},
+        "L2 cache": {"cache": machine.cache * 0.8},
+        "memory": {"memory": machine.memory * 0.8},
+        "main loop": {"sustained": machine.sustained * 0.8},
+        "launch": {"launch": machine.launch * 1.25},
+        "latencies": {"latencies": Latencies(**slower)},
+    }
+    usual = predict(found, shape, dtype, machine, schedule).ratio
+    return {name: predict(found, shape, dtype, replace(machine, **change), schedule).ratio - usual for name, change in worse.items()}
