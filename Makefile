@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test gates bench gpu fuzz lint train clean
+.PHONY: help install demo test gates predict bench gpu fuzz lint train clean
 SECONDS_EACH ?= 600
 
 help: ## what there is
@@ -30,6 +30,10 @@ test: install ## the tests
 
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
+
+predict: install ## what a call would take on GPUs that are not here, from the compiled kernels, into docs/predicted.md
+	$(PY) bench/predict.py
+	$(PY) bench/tables.py
 
 bench: install ## the operator and whole pipelines beside their rivals, into OUT/bench; BENCH='--all-cases' for everything
 	$(PY) -m pytest bench --benchmark-only --results $(OUT)/bench $(BENCH)
