@@ -26,7 +26,7 @@ class Call:
         keep: bool ``[B, T]``, false drops a token from merging.
         stats: int64 ``[3]``; merged tokens, tokens that had a reference, and one call are added.
         disjoint: the caller's word that no image both has a reference and is one.
-        table: the entries of ``references`` row by row, where the host knows them; None where only the device does.
+        table: the entries of ``references`` row by row, where the caller knew them; see :meth:`entries`.
     """
 
     x: Tensor
@@ -42,3 +42,9 @@ class Call:
     stats: Tensor | None = None
     disjoint: bool = False
     table: Sequence[int] | None = None
+
+    def entries(self) -> Sequence[int] | None:
+        """The entries of ``references`` row by row; None where only the device knows them, since a read would wait for it."""
+        if self.table is None and self.references.device.type == "cpu":
+            return self.references.flatten().tolist()
+        return self.table

@@ -163,9 +163,9 @@ def group_references(mode: str, rows: int, group_size: int) -> Tensor:
     return table
 
 
-def is_disjoint(references: Tensor) -> bool:
-    """Whether no image of a batch both has a reference and is one, by a table as of :func:`group_references`."""
-    rows = references.tolist()
+def is_disjoint(references: Tensor | Sequence[Sequence[int]]) -> bool:
+    """Whether no image of a batch both has a reference and is one, by a table as of :func:`group_references` or its rows."""
+    rows = references.tolist() if isinstance(references, Tensor) else references
     read = {image for row in rows for image in row}
     return not any(b in read and max(row) >= 0 for b, row in enumerate(rows))
 

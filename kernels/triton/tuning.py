@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from negengine.kernels.files import JsonFile, cache_folder
 
 KIB = 1024
 WORKSPACE = 2 * 2**20  # bytes of candidates, at most
@@ -53,31 +53,55 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Shape:
-    """A call: ``B`` images of ``T`` queries against ``K`` images of ``M`` keys, ``D`` channels."""
+    """A call: ``B`` images of ``T`` queries against ``K`` images of ``M`` keys, ``D`` channels.
+
+    ``updated``: images that have references, where the host knows; else all but one are taken to have some.
+    """
 
     B: int
     K: int
     T: int
     M: int
     D: int
+    updated: int | None = None
+
+    @property
+    def images(self) -> int:
+        return self.updated if self.updated is not None else max(self.B - 1, 1)
 
 
 @dataclass(frozen=True)
 class MatchConfig:
+    """A tile of the search and how it is run.
+
+    Attributes:
+        halvings: of a tile before it is reduced, to save registers.
+        group: row tiles that share their key tiles in the cache.
+        persistent: as many programs as run at once, each with several units of work; otherwise one program per unit.
+        descriptors: tiles are read by the tensor memory accelerator.
+        flatten: the next tile is read while this one is reduced.
+        specialize: some warps only load.
+    """
+
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
-    halvings: int = 0  # of a tile before it is reduced
-    group: int = 8  # row tiles that share their key tiles in the cache
+    halvings: int = 0
+    group: int = 8
     persistent: bool = False
     descriptors: bool = False
+    flatten: bool = False
     specialize: bool = False
 
     def shared(self, itemsize: int) -> int:
         """Bytes of shared memory for the operands in flight."""
         return (self.block_m + self.block_n) * self.block_k * itemsize * self.num_stages
+
+    def resident(self, itemsize: int, architecture: Architecture) -> int:
+        """Programs that a processor runs at once, by shared memory and by registers, of which a thread takes up to 255."""
+        return max(1, min(architecture.shared // (self.shared(itemsize) + KIB), 8 // self.num_warps))
 
 
 @dataclass(frozen=True)
@@ -87,6 +111,8 @@ class RowsConfig:
     rows: int
     block_d: int
     num_warps: int
+    block_n: int = 0  # of the exact search in the merge
+    block_k: int = 0
 
 
 # Known devices; the shared memory is what a block may opt in to.
@@ -105,17 +131,19 @@ ARCHITECTURES = {
 GENERIC = Architecture("generic", 48 * KIB, 64)
 INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
 
-# (large, small): the first where rows and keys fill its tiles often enough to occupy the device
+# For 16 bits, the better first where as many programs would be as busy. sm_90: 128 x 256 puts least strain on the cache; 256 x 128 is
+# the tile that was there before; two blocks of 128 x 128 per processor hide each other's reductions, for few channels. All by
+# prediction: not yet measured.
 _HALF = {
     "sm_80": (MatchConfig(128, 128, 64, 8, 4), MatchConfig(64, 128, 64, 4, 3)),
     "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "sm_89": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
-    "sm_90": (MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
+    "sm_90": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
     "sm_100": (MatchConfig(256, 128, 64, 8, 4, halvings=2), MatchConfig(128, 128, 64, 4, 4, halvings=2)),
     "sm_120": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
-    "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
-    "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
+    "generic": (MatchConfig(64, 64, 32, 4, 3),),
+    "interpreter": (MatchConfig(32, 32, 32, 4, 1),),
 }
 # rows in 8 bits, int8 or fp8: smaller tiles than for 16 bits, as two candidates a lane take registers
 _QUANTISED = {
@@ -242,17 +270,16 @@ class Versions:
 
 
 class Cache:
-    """Tuned configurations in one JSON file. Several processes may read and write it at once.
-
-    A reader sees a whole file, old or new; a writer holds a lock while it adds to what is there.
-    """
+    """Tuned configurations in one JSON file. Several processes may read and write it at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = JsonFile(path)
 
     def get(self, versions: Versions, call: str) -> MatchConfig | None:
         """The configuration stored for a call, None if there is none or it is not one that this version knows."""
-        entry = self._read().get(versions.key, {}).get(call)
+        calls = self._file.read().get(versions.key)
+        entry = calls.get(call) if isinstance(calls, dict) else None
         known = {
             field.name: type(field.default) if field.default is not dataclasses.MISSING else int
             for field in dataclasses.fields(MatchConfig)
@@ -262,34 +289,12 @@ class Cache:
         return MatchConfig(**entry)
 
     def put(self, versions: Versions, call: str, config: MatchConfig) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            entries = self._read()
-            entries.setdefault(versions.key, {})[call] = dataclasses.asdict(config)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    json.dump(entries, file, indent=1, sort_keys=True)
-                os.replace(name, self.path)
-            except BaseException:
-                os.unlink(name)
-                raise
+        def add(entries: dict[str, Any]) -> None:
+            if not isinstance(entries.get(versions.key), dict):
+                entries[versions.key] = {}
+            entries[versions.key][call] = dataclasses.asdict(config)
 
-    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
-        try:
-            entries = json.loads(self.path.read_text())
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-            return {}
-        calls = entries.items() if isinstance(entries, dict) else ()
-        return {versions: found for versions, found in calls if isinstance(found, dict)}
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        import fcntl  # where there is Triton, there is this
-
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        self._file.change(add)
 
 
 def call_key(shape: Shape, kind: str, aligned: bool) -> str:
@@ -333,8 +338,7 @@ def tuning_cache() -> Cache | None:
     setting = os.environ.get("NEGENGINE_TUNE", "")
     if setting in ("", "0"):
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Cache(home / "negengine" / "triton.json" if setting == "1" else Path(setting))
+    return Cache(cache_folder() / "triton.json" if setting == "1" else Path(setting))
 
 
 @functools.cache

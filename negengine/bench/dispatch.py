@@ -22,7 +22,7 @@ CALLS = 1000  # in a row make one measurement: a clock's own cost and the wait f
 def idle_backend() -> str:
     """Name of a backend whose calls return at once."""
     if IDLE not in registry.backends():
-        registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=IDLE, fused=lambda *arguments: None))
+        registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=IDLE, run=lambda call: None))
     return IDLE
 
 
@@ -34,7 +34,8 @@ def measure(device: str, rounds: int = 15, calls: int = CALLS) -> list[dict[str,
     form of alpha and threshold: ``"tensors"`` made once, as by the plug-in, or ``"numbers"``.
     """
     x = torch.randn(4, 16, 8, device=device)
-    table = reference.group_references("first", 4, 4).to(device)
+    host = reference.group_references("first", 4, 4)
+    references, table = host.to(device), host.flatten().tolist()
     stats = torch.zeros(3, dtype=torch.int64, device=device)
     settings: dict[str, tuple[Any, Any]] = {
         "tensors": (as_alpha(ALPHA, x), as_threshold(THRESHOLD, x)),
@@ -51,7 +52,9 @@ def measure(device: str, rounds: int = 15, calls: int = CALLS) -> list[dict[str,
         return run
 
     variants = {
-        name: repeat(partial(ops.negtome_, x, table, *settings[form], stats=stats, backend=backend, disjoint=True))
+        name: repeat(
+            partial(ops.negtome_, x, references, *settings[form], stats=stats, backend=backend, disjoint=True, table=table)
+        )
         for name, (form, backend) in names.items()
     }
     timings = interleave(variants, rounds=rounds, warmup=2)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import Tensor
-
 from negengine.bench import rivals
+from negengine.kernels.call import Call
 from negengine.ops import registry
 
 PREFIX = "published"
@@ -22,12 +21,12 @@ def published_backend(group_size: int, alpha: float, threshold: float) -> str:
     if name in registry.backends():
         return name
 
-    def fused(x: Tensor, y: Tensor, bank: Tensor, references: Tensor, *rest: object) -> None:
-        *_, keep, _, mask, matching, _ = rest
-        if bank is not x or references.shape[1] != 1 or keep is not None or mask is not None or len(x) % group_size:
+    def run(call: Call) -> None:
+        x, y, K = call.x, call.y, call.references.shape[1]
+        if call.bank is not x or K != 1 or call.keep is not None or call.mask is not None or len(x) % group_size:
             raise NotImplementedError("the published algorithm knows groups whose first image is the reference, no more")
         for source, target in zip(x.split(group_size), y.split(group_size), strict=True):
-            rivals.release(source, alpha, threshold, str(matching), out=target)
+            rivals.release(source, alpha, threshold, call.matching, out=target)
 
-    registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=name, fused=fused))
+    registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=name, run=run))
     return name

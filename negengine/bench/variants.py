@@ -54,7 +54,7 @@ def ours(xs: Sequence[Tensor], matching: str, backend: str, search: str) -> Vari
     x = xs[0]
     ys = [x.clone() for x in xs]
     references = reference.group_references("first", len(x), len(x))
-    table, disjoint = references.to(x.device), reference.is_disjoint(references)
+    table, entries, disjoint = references.to(x.device), references.flatten().tolist(), reference.is_disjoint(references)
     alpha = torch.full((len(x),), ALPHA, dtype=torch.float64, device=x.device)
     threshold = torch.full((1,), THRESHOLD, dtype=torch.float64, device=x.device)
     stats = torch.zeros(3, dtype=torch.int64, device=x.device)
@@ -64,8 +64,8 @@ def ours(xs: Sequence[Tensor], matching: str, backend: str, search: str) -> Vari
             y.copy_(x)
 
     def run() -> list[Tensor]:
-        settings = {"stats": stats, "matching": matching, "search": search, "backend": backend, "disjoint": disjoint}
-        return [ops.negtome_(y, table, alpha, threshold, **settings) for y in ys]  # type: ignore[arg-type]
+        names = {"matching": matching, "search": search, "backend": backend, "disjoint": disjoint, "table": entries}
+        return [ops.negtome_(y, table, alpha, threshold, stats=stats, **names) for y in ys]  # type: ignore[arg-type]
 
     return Variant(f"{backend} {search}", "ours", precision(backend, x.dtype, search), run, restore, backend, search)
 

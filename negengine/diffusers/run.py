@@ -26,6 +26,7 @@ class Plan:
     """Device tensors for a batch of a given number of rows; made ahead, so that no step waits for a copy."""
 
     references: Tensor  # int32 [rows, K]
+    table: list[int]  # its entries, known on the host
     disjoint: bool  # no image both has a reference and is one
     alphas: Tensor  # float64 [positions, rows]
     threshold: Tensor  # float64 [1]
@@ -156,6 +157,7 @@ class Run:
         alphas = torch.nn.functional.pad(alphas, (0, joined)).to(device)
         return Plan(
             references=references.to(device),
+            table=references.flatten().tolist(),
             disjoint=is_disjoint(references),
             alphas=alphas,
             threshold=torch.tensor([settings.threshold], dtype=torch.float64).to(device),
@@ -208,6 +210,8 @@ class Run:
             search=settings.search,
             backend=settings.backend,
             disjoint=plan.disjoint,
+            # a graph is guarded by a list's values, and every other batch would compile again
+            table=None if torch.compiler.is_compiling() else plan.table,
         )
 
     # --- afterwards ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from negengine.kernels.call import Call
 from negengine.kernels.cpu import library
 from negengine.kernels.cpu.library import MATCHINGS, SEARCHES, MergeArguments, Problem, Workspace
 from negengine.ops.registry import Backend, register_backend
@@ -81,70 +82,49 @@ def _adjacent(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _problem(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> Problem:
-    (B, T, D), (R, M, _) = x.shape, bank.shape
+def _problem(call: Call, x: Tensor, bank: Tensor) -> Problem:
+    """``x`` and ``bank``: those of the call, with adjacent channels."""
+    (B, T, D), (R, M, _), mask = x.shape, bank.shape, call.mask
     return Problem(
         x.data_ptr(),
         bank.data_ptr(),
-        references.data_ptr(),
+        call.references.data_ptr(),
         None if mask is None else mask.data_ptr(),
-        *(B, T, D, R, M, references.shape[1]),
+        *(B, T, D, R, M, call.references.shape[1]),
         *x.stride()[:2],
         *bank.stride()[:2],
-        *references.stride(),
+        *call.references.stride(),
         *((0, 0) if mask is None else mask.stride()),
         _DTYPES[x.dtype],
-        MATCHINGS[matching],
-        SEARCHES[search],
+        MATCHINGS[call.matching],
+        SEARCHES[call.search],
         torch.get_num_threads(),
     )
 
 
-def _call(name: str, *arguments: object) -> None:
+def _native(name: str, *arguments: object) -> None:
     status = getattr(library.library(), name)(workspace().handle, *arguments)
     if status:
         text = library.library().negengine_status_text(status).decode()
         raise _ERRORS.get(status, ValueError)(f"the cpu backend: {text}")
 
 
-def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
-    cosine = torch.empty(x.shape[:2], dtype=torch.float32)
-    index = torch.empty(x.shape[:2], dtype=torch.int32)
-    x, bank = _adjacent(x), _adjacent(bank)
-    problem = _problem(x, bank, references, mask, matching, search)
-    _call("negengine_match", byref(problem), cosine.data_ptr(), index.data_ptr())
+def _match(call: Call) -> tuple[Tensor, Tensor]:
+    cosine = torch.empty(call.x.shape[:2], dtype=torch.float32)
+    index = torch.empty(call.x.shape[:2], dtype=torch.int32)
+    x, bank = _adjacent(call.x), _adjacent(call.bank)
+    _native("negengine_match", byref(_problem(call, x, bank)), cosine.data_ptr(), index.data_ptr())
     return cosine, index
 
 
-def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
-    x, bank, y = _adjacent(x), _adjacent(bank), x.new_empty(x.shape)
-    index, gate, alpha = index.contiguous(), gate.contiguous(), alpha.contiguous()
-    problem = _problem(x, bank, references, None, "paper", "auto")
-    pointers = (index.data_ptr(), gate.data_ptr(), alpha.data_ptr(), y.data_ptr())
-    _call("negengine_merge", byref(problem), *pointers, *y.stride()[:2])
-    return y
-
-
-def _fused(
-    x: Tensor,
-    y: Tensor,
-    bank: Tensor,
-    references: Tensor,
-    alpha: Tensor,
-    threshold: Tensor,
-    keep: Tensor | None,
-    stats: Tensor | None,
-    mask: Tensor | None,
-    matching: str,
-    search: str,
-) -> None:
-    source, bank = _adjacent(x), _adjacent(bank)
-    target = y if y.stride(2) == 1 else source if y is x else torch.empty(x.shape, dtype=x.dtype)
-    problem = _problem(source, bank, references, mask, matching, search)
+def _run(call: Call) -> None:
+    x, bank, y = _adjacent(call.x), _adjacent(call.bank), call.y
+    alpha, keep, stats = call.alpha, call.keep, call.stats
+    target = y if y.stride(2) == 1 else x if y is call.x else torch.empty(x.shape, dtype=x.dtype)
     arguments = MergeArguments(
         target.data_ptr(),
         alpha.data_ptr(),
-        threshold.data_ptr(),
+        call.threshold.data_ptr(),
         None if keep is None else keep.data_ptr(),
         None if stats is None else stats.data_ptr(),
         *target.stride()[:2],
@@ -152,9 +132,9 @@ def _fused(
         *((0, 0) if keep is None else keep.stride()),
         0 if stats is None else stats.stride(0),
     )
-    _call("negengine_negtome", byref(problem), byref(arguments))
+    _native("negengine_negtome", byref(_problem(call, x, bank)), byref(arguments))
     if target is not y:
         y.copy_(target)
 
 
-register_backend(Backend("cpu", missing=library.missing, refuses=_refuses, match=_match, merge=_merge, fused=_fused))
+register_backend(Backend("cpu", missing=library.missing, refuses=_refuses, match=_match, run=_run))

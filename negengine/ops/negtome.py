@@ -1,4 +1,4 @@
-"""The NegToMe operator: cosine search, threshold, extrapolation (spec section 1; arXiv 2412.01339, algorithm 1).
+"""The NegToMe operator: cosine search, threshold, extrapolation (arXiv 2412.01339, algorithm 1).
 
 Three operators are registered with ``torch.library``: ``negengine::match``, ``negengine::negtome`` and the in-place
 ``negengine::negtome_``. References enter as an index table, so that one code path serves the first image of a group,
@@ -8,27 +8,28 @@ all others, the previous ones, both halves of classifier-free guidance, several 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-# they register themselves, those preferred first: the Triton kernels only where asked for, until they have run on a GPU
+# they register themselves, those preferred first
 import negengine.ops.cpu  # isort: skip
-import negengine.ops.eager  # isort: skip
-import negengine.ops.triton  # noqa: F401  # isort: skip
+import negengine.ops.triton  # isort: skip
+import negengine.ops.eager  # noqa: F401  # isort: skip
+from negengine.kernels.call import Call
 from negengine.ops import registry
 from negengine.reference import MATCHINGS, is_disjoint
 
 _LIBRARY = torch.library.Library("negengine", "DEF")
 _SEARCH = "Tensor? mask, str matching, str search, str? backend"
-_LIBRARY.define(f"match(Tensor x, Tensor? bank, Tensor references, {_SEARCH}) -> (Tensor, Tensor)")
+_MERGE = "Tensor alpha, Tensor threshold, Tensor? keep"
+_LIBRARY.define(f"match(Tensor x, Tensor? bank, Tensor references, {_SEARCH}, int[]? table=None) -> (Tensor, Tensor)")
+_LIBRARY.define(f"negtome(Tensor x, Tensor? bank, Tensor references, {_MERGE}, {_SEARCH}, int[]? table=None) -> Tensor")
 _LIBRARY.define(
-    f"negtome(Tensor x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, {_SEARCH}) -> Tensor"
-)
-_LIBRARY.define(
-    "negtome_(Tensor(a!) x, Tensor? bank, Tensor references, Tensor alpha, Tensor threshold, Tensor? keep, "
-    f"Tensor(b!)? stats, {_SEARCH}, bool disjoint=False) -> ()"
+    f"negtome_(Tensor(a!) x, Tensor? bank, Tensor references, {_MERGE}, Tensor(b!)? stats, {_SEARCH}, "
+    "bool disjoint=False, int[]? table=None) -> ()"
 )
 
 
@@ -60,10 +61,10 @@ def match(
     Raises:
         ValueError, TypeError: wrong shapes, dtypes, devices or names. RuntimeError: no backend can take the call.
     """
-    bank, references, mask = _as_bank(x, reference, mask)
+    bank, references, table, mask = _as_bank(x, reference, mask)
     if torch.compiler.is_compiling():
-        _check(x, bank, references, mask, matching, search, backend)
-    return torch.ops.negengine.match(x, bank, references, mask, matching, search, backend)
+        _check(Call(x, bank, references, mask, matching, search), backend)
+    return torch.ops.negengine.match(x, bank, references, mask, matching, search, backend, table)
 
 
 def negtome(
@@ -89,11 +90,11 @@ def negtome(
     Raises:
         As :func:`match`; ValueError for an alpha that is not finite or a threshold outside ``[-1, 1]``.
     """
-    bank, references, mask = _as_bank(x, reference, mask)
+    bank, references, table, mask = _as_bank(x, reference, mask)
     if torch.compiler.is_compiling():
-        _check(x, bank, references, mask, matching, search, backend)
+        _check(Call(x, bank, references, mask, matching, search), backend)
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
-    return torch.ops.negengine.negtome(x, bank, references, alpha, threshold, None, mask, matching, search, backend)
+    return torch.ops.negengine.negtome(x, bank, references, alpha, threshold, None, mask, matching, search, backend, table)
 
 
 def negtome_(
@@ -109,6 +110,7 @@ def negtome_(
     search: str = "auto",
     backend: str | None = None,
     disjoint: bool = False,
+    table: Sequence[int] | None = None,
 ) -> Tensor:
     """NegToMe in place, every image against its own set of reference images.
 
@@ -123,22 +125,29 @@ def negtome_(
         matching: ``"release"`` needs ``K == 1``.
         disjoint: the caller's word that no image of ``x`` both has a reference and is one (as of mode ``first``; see
             :func:`negengine.reference.is_disjoint`): then no backend sets memory aside for rows that are read after they may
-            have been overwritten. It says nothing about a ``bank``. A table on the CPU is checked; one on a device is not
-            read by the host, and an image that breaks the promise there is not matched.
+            have been overwritten. It says nothing about a ``bank``. It is checked where the host knows the table; elsewhere
+            an image that breaks the promise is not matched.
+        table: the entries of ``references`` row by row, where the caller knows them: a device's own are never read by the
+            host. With them a backend does nothing for images without a reference. Compared with a table on the CPU; of one
+            on a device they are the caller's word.
 
     Returns:
         ``x``.
 
     Raises:
-        As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be.
+        As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be, and for a ``table`` that is
+        not that of ``references`` or names an image that the bank lacks.
     """
     _check_tokens(x)
     if torch.compiler.is_compiling():
-        _check(x, bank, references, mask, matching, search, backend, keep, stats)
+        bank_or_own = x if bank is None else bank
+        _check(Call(x, bank_or_own, references, mask, matching, search, keep=keep, stats=stats, table=table), backend)
     if 0 in x.stride() and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
         raise ValueError("x repeats the same memory (an expanded tensor) and cannot be overwritten; call x.contiguous() first")
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
-    torch.ops.negengine.negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint)
+    torch.ops.negengine.negtome_(
+        x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint, table
+    )
     return x
 
 
@@ -189,8 +198,8 @@ def _check_tokens(x: Tensor) -> None:
         raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
 
 
-def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A reference for all or for each image, as bank, index table and bank mask."""
+def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, list[int] | None, Tensor | None]:
+    """A reference for all or for each image, as bank, index table, its entries, and bank mask."""
     _check_tokens(x)
     if not isinstance(reference, Tensor):
         raise TypeError(f"reference must be a tensor, got {type(reference).__name__}")
@@ -201,41 +210,32 @@ def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor,
     if mask is not None and list(mask.shape) not in ([M], [B, M]):
         raise ValueError(f"mask must have shape [{M}] or [{B}, {M}], got {list(mask.shape)}")
     shared = reference.ndim == 2 and (mask is None or mask.ndim == 1)
+    known = not torch.compiler.is_compiling()  # a list is guarded by its values, and each batch size would compile again
     if shared:
         references = torch.zeros(B, 1, dtype=torch.int32, device=x.device)
-        return reference[None], references, None if mask is None else mask[None]
+        return reference[None], references, [0] * B if known else None, None if mask is None else mask[None]
     bank = reference.expand(B, *reference.shape[-2:])
     references = torch.arange(B, dtype=torch.int32, device=x.device)[:, None]
-    return bank, references, None if mask is None else mask.expand(B, M)
+    return bank, references, list(range(B)) if known else None, None if mask is None else mask.expand(B, M)
 
 
-def _check(
-    x: Tensor,
-    bank: Tensor | None,
-    references: Tensor,
-    mask: Tensor | None,
-    matching: str,
-    search: str,
-    backend: str | None,
-    keep: Tensor | None = None,
-    stats: Tensor | None = None,
-) -> None:
+def _check(call: Call, backend: str | None) -> None:
+    """All that can be said without reading a tensor's values."""
+    x, bank, references, matching = call.x, call.bank, call.references, call.matching
     _check_tokens(x)
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
-    if torch.is_grad_enabled() and (x.requires_grad or (bank is not None and bank.requires_grad)):
+    if torch.is_grad_enabled() and (x.requires_grad or bank.requires_grad):
         raise RuntimeError("NegToMe is not differentiable; call it under torch.no_grad() or torch.inference_mode()")
     if matching not in MATCHINGS:
         raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
     (B, T, D), device = x.shape, x.device
-    if bank is None:
-        R, M = B, T
-    else:
+    if bank is not x:
         if bank.ndim != 3 or bank.shape[-1] != D:
             raise ValueError(f"the reference must have the {D} channels of x, got shape {list(bank.shape)}")
         if bank.dtype != x.dtype or bank.device != device:
             raise TypeError(f"the reference is {bank.dtype} on {bank.device}, x is {x.dtype} on {device}; they must agree")
-        R, M, _ = bank.shape
+    R, M, _ = bank.shape
     if M == 0 or D == 0 or R == 0:
         raise ValueError(f"the reference is empty: shape {[R, M, D]}")
     if references.ndim != 2 or len(references) != B or references.shape[1] == 0:
@@ -244,12 +244,14 @@ def _check(
         raise TypeError(f"references must be int32, got {references.dtype}")
     if references.device != device:
         raise TypeError(f"references is on {references.device}, x on {device}; they must agree")
-    if mask is not None:
-        _check_tensor("mask", mask, torch.bool, (R, M), device)
-    if keep is not None:
-        _check_tensor("keep", keep, torch.bool, (B, T), device)
-    if stats is not None:
-        _check_tensor("stats", stats, torch.int64, (3,), device)
+    if call.table is not None:
+        _check_entries(call, call.table)
+    if call.mask is not None:
+        _check_tensor("mask", call.mask, torch.bool, (R, M), device)
+    if call.keep is not None:
+        _check_tensor("keep", call.keep, torch.bool, (B, T), device)
+    if call.stats is not None:
+        _check_tensor("stats", call.stats, torch.int64, (3,), device)
     if matching == "release" and (references.shape[1] != 1 or T != M):
         raise ValueError(
             "matching='release' is defined for one reference image with as many tokens as the source only, "
@@ -258,8 +260,29 @@ def _check(
         )
     if backend is not None:
         registry.known(backend)
-    if search not in registry.SEARCHES:
-        raise ValueError(f"search must be one of {registry.SEARCHES}, got {search!r}")
+    if call.search not in registry.SEARCHES:
+        raise ValueError(f"search must be one of {registry.SEARCHES}, got {call.search!r}")
+
+
+def _check_entries(call: Call, entries: Sequence[int]) -> None:
+    (B, K), R = call.references.shape, len(call.bank)
+    if len(entries) != B * K:
+        raise ValueError(f"table must have the {B * K} entries of references, got {len(entries)}")
+    if entries and max(entries) >= R:
+        raise ValueError(f"references names image {max(entries)} of a bank of {R}")
+    if call.disjoint and not is_disjoint([entries[start : start + K] for start in range(0, B * K, K)]):
+        raise ValueError("disjoint=True, but an image of the table both has a reference and is one")
+
+
+def _check_values(call: Call) -> None:
+    """What was said about the table, where the host can read it."""
+    if call.references.device.type != "cpu" or not (call.disjoint or call.table):
+        return
+    entries = call.references.flatten().tolist()
+    if call.table is None:
+        _check_entries(call, entries)
+    elif entries != list(call.table):
+        raise ValueError(f"table must hold the entries of references, {entries}, got {list(call.table)}")
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
@@ -274,58 +297,54 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[in
 # --- operators ---------------------------------------------------------------------------------------------------
 
 
-def _gate(x: Tensor, cosine: Tensor, index: Tensor, threshold: Tensor, keep: Tensor | None) -> Tensor:
-    gate = (index >= 0) & (cosine > threshold.to(cosine.dtype))
-    return gate if keep is None else gate & keep
+# Each operator as the record of its call, checked, and the backend that was asked for.
 
 
-def _check_numbers(x: Tensor, alpha: Tensor, threshold: Tensor) -> None:
-    _check_tensor("alpha", alpha, torch.float64, (len(x),), x.device)
-    _check_tensor("threshold", threshold, torch.float64, (1,), x.device)
+def _match(x, bank, references, mask, matching, search, backend, table=None):  # type: ignore[no-untyped-def]
+    call = Call(x, x if bank is None else bank, references, mask, matching, search, table=table)
+    _check(call, backend)
+    return call, backend
 
 
-def _match_impl(x, bank, references, mask, matching, search, backend):  # type: ignore[no-untyped-def]
-    _check(x, bank, references, mask, matching, search, backend)
-    chosen = registry.choose(backend, x.device, x.dtype, search)
-    cosine, index = chosen.match(x, x if bank is None else bank, references, mask, matching, search)
+def _negtome(x, bank, references, alpha, threshold, keep, mask, matching, search, backend, table=None, *, y=None):  # type: ignore[no-untyped-def]
+    bank = x if bank is None else bank
+    return _checked(Call(x, bank, references, mask, matching, search, y, alpha, threshold, keep, table=table), backend)
+
+
+def _negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False, table=None):  # type: ignore[no-untyped-def]
+    own = bank is None
+    bank = x if own else bank
+    call = Call(x, bank, references, mask, matching, search, x, alpha, threshold, keep, stats, disjoint and own, table)
+    return _checked(call, backend)
+
+
+def _checked(call: Call, backend: str | None) -> tuple[Call, str | None]:
+    _check(call, backend)
+    _check_tensor("alpha", call.alpha, torch.float64, (len(call.x),), call.x.device)
+    _check_tensor("threshold", call.threshold, torch.float64, (1,), call.x.device)
+    return call, backend
+
+
+def _chosen(call: Call, backend: str | None) -> registry.Backend:
+    _check_values(call)
+    return registry.choose(backend, call.x.device, call.x.dtype, call.search, call)
+
+
+def _match_impl(*args):  # type: ignore[no-untyped-def]
+    call, backend = _match(*args)
+    cosine, index = _chosen(call, backend).match(call)
     return cosine.float(), index
 
 
-def _composed(chosen, x, bank, references, alpha, threshold, keep, stats, mask, matching, search):  # type: ignore[no-untyped-def]
-    cosine, index = chosen.match(x, bank, references, mask, matching, search)
-    gate = _gate(x, cosine, index, threshold, keep)
-    if stats is not None:
-        eligible = (references >= 0).any(1).sum() * x.shape[1]
-        stats.add_(torch.stack([gate.sum(), eligible, torch.ones_like(eligible)]))
-    return chosen.merge(x, bank, references, index, gate, alpha)
+def _negtome_impl(*args):  # type: ignore[no-untyped-def]
+    call, backend = _negtome(*args, y=args[0].new_empty(args[0].shape))
+    _chosen(call, backend).run(call)
+    return call.y
 
 
-def _negtome_impl(x, bank, references, alpha, threshold, keep, mask, matching, search, backend):  # type: ignore[no-untyped-def]
-    _check(x, bank, references, mask, matching, search, backend, keep)
-    _check_numbers(x, alpha, threshold)
-    chosen = registry.choose(backend, x.device, x.dtype, search)
-    bank = x if bank is None else bank
-    if chosen.fused is None:
-        return _composed(chosen, x, bank, references, alpha, threshold, keep, None, mask, matching, search)
-    y = x.new_empty(x.shape)
-    chosen.fused(x, y, bank, references, alpha, threshold, keep, None, mask, matching, search)
-    return y
-
-
-def _negtome_inplace_impl(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
-    _check(x, bank, references, mask, matching, search, backend, keep, stats)
-    _check_numbers(x, alpha, threshold)
-    chosen = registry.choose(backend, x.device, x.dtype, search)
-    if disjoint and references.device.type == "cpu" and bank is None and not is_disjoint(references):
-        raise ValueError("disjoint=True, but an image of the table both has a reference and is one")
-    own = bank is None
-    bank = x if own else bank
-    if chosen.fused is None:
-        x.copy_(_composed(chosen, x, bank, references, alpha, threshold, keep, stats, mask, matching, search))
-    elif disjoint and own and chosen.knows_disjoint:
-        chosen.fused(x, x, bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint=True)
-    else:
-        chosen.fused(x, x, bank, references, alpha, threshold, keep, stats, mask, matching, search)
+def _negtome_inplace_impl(*args):  # type: ignore[no-untyped-def]
+    call, backend = _negtome_(*args)
+    _chosen(call, backend).run(call)
 
 
 _LIBRARY.impl("match", _match_impl, "CompositeExplicitAutograd")
@@ -334,43 +353,43 @@ _LIBRARY.impl("negtome_", _negtome_inplace_impl, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("negengine::match")
-def _match_fake(x, bank, references, mask, matching, search, backend):  # type: ignore[no-untyped-def]
-    _check(x, bank, references, mask, matching, search, backend)
-    return x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int32)
+def _match_fake(*args):  # type: ignore[no-untyped-def]
+    call, _ = _match(*args)
+    tokens = call.x.shape[:2]
+    return call.x.new_empty(tokens, dtype=torch.float32), call.x.new_empty(tokens, dtype=torch.int32)
 
 
 @torch.library.register_fake("negengine::negtome")
-def _negtome_fake(x, bank, references, alpha, threshold, keep, mask, matching, search, backend):  # type: ignore[no-untyped-def]
-    _check(x, bank, references, mask, matching, search, backend, keep)
-    _check_numbers(x, alpha, threshold)
-    return x.new_empty(x.shape)
+def _negtome_fake(*args):  # type: ignore[no-untyped-def]
+    call, _ = _negtome(*args)
+    return call.x.new_empty(call.x.shape)
 
 
 @torch.library.register_fake("negengine::negtome_")
-def _negtome_inplace_fake(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False):  # type: ignore[no-untyped-def]
-    _check(x, bank, references, mask, matching, search, backend, keep, stats)
-    _check_numbers(x, alpha, threshold)
+def _negtome_inplace_fake(*args):  # type: ignore[no-untyped-def]
+    _negtome_(*args)
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------
 
 
-def _show_inside(name: str) -> None:
+def _show_inside(name: str, record: Callable[..., tuple[Call, str | None]]) -> None:
     """Let compilers see what the chosen backend does, where it can be seen; an operator that stays opaque says so by itself."""
     arguments = [argument.name for argument in getattr(torch.ops.negengine, name).default._schema.arguments]
 
     def rule(mode, op, types, args, kwargs):  # type: ignore[no-untyped-def]
-        given = dict(zip(arguments, args, strict=False)) | kwargs
-        x = given["x"]
-        chosen, _ = registry.find(given.pop("backend"), x.device, x.dtype, given["search"])
+        call, backend = record(*args, **kwargs)
+        chosen, _ = registry.find(backend, call.x.device, call.x.dtype, call.search, call)
         inside = None if chosen is None else chosen.traced.get(name)
         if inside is None:
             return mode.__torch_dispatch__(op, types, args, kwargs)
+        given = dict(zip(arguments, args, strict=False)) | kwargs
+        del given["backend"]
         with mode:
             return inside(**given)
 
     torch.library.register_torch_dispatch(f"negengine::{name}", FunctionalTensorMode, rule, lib=_LIBRARY)
 
 
-for _name in ("match", "negtome", "negtome_"):
-    _show_inside(_name)
+for _name, _record in (("match", _match), ("negtome", _negtome), ("negtome_", _negtome_)):
+    _show_inside(_name, _record)

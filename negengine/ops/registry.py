@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from negengine.kernels.call import Call
+
 SEARCHES = ("auto", "exact", "bf16", "int8", "fp8")
+
+
+def never(call: Call) -> None:
+    """What ``defers`` of a backend that should be chosen wherever it can run."""
 
 
 @dataclass(frozen=True)
@@ -19,22 +25,19 @@ class Backend:
         name: what users pass as ``backend=``.
         missing: returns None if the backend can run on this machine, else why it cannot.
         refuses: ``(device, dtype, search) ->`` None if it takes such a call, else why not.
-        match: ``(x, bank, references, mask, matching, search) -> (cosine [B, T], index int32 [B, T])``.
-        merge: ``(x, bank, references, index, gate, alpha) -> y [B, T, D]``.
-        fused: the whole call, ``(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search) -> None``; writes
-            ``y``, which may be ``x``, as ``bank`` may be. Without it, ``match``, the gate and ``merge`` run one after another.
+        match: searches only; returns cosine ``[B, T]`` and index int32 ``[B, T]``.
+        run: the whole call; writes ``call.y`` and adds to ``call.stats``.
+        defers: None if this backend should be chosen by itself for the call, else why the next one that can run it should be.
         traced: name of an operator -> what a compiled graph shows in its place, by the same arguments but ``backend``; operators
             that are not here stay as they are, opaque.
-        knows_disjoint: whether ``fused`` takes ``disjoint=True``, the promise of :func:`negengine.ops.negtome_`, and gains by it.
     """
 
     name: str
     missing: Callable[[], str | None]
     refuses: Callable[[torch.device, torch.dtype, str], str | None]
-    match: Callable[[Tensor, Tensor, Tensor, Tensor | None, str, str], tuple[Tensor, Tensor]]
-    merge: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-    fused: Callable[..., None] | None = None
-    knows_disjoint: bool = False
+    match: Callable[[Call], tuple[Tensor, Tensor]]
+    run: Callable[[Call], None]
+    defers: Callable[[Call], str | None] = never
     traced: Mapping[str, Callable[..., object]] = field(default_factory=dict)
 
 
@@ -60,27 +63,35 @@ def known(name: str) -> str:
     return name
 
 
-def choose(name: str | None, device: torch.device, dtype: torch.dtype, search: str) -> Backend:
-    """The backend for a call: the named one, or the first that can take it.
+def choose(name: str | None, device: torch.device, dtype: torch.dtype, search: str, call: Call | None = None) -> Backend:
+    """The backend for a call: the named one, or the first that can take it and does not defer.
+
+    Without a name, where all that can take the call defer, the first of them; without a ``call`` nobody is asked to defer.
 
     Raises:
         ValueError: unknown name or search.
         RuntimeError: the named backend, or every backend, cannot run this call; says why.
     """
-    backend, reasons = find(name, device, dtype, search)
+    backend, reasons = find(name, device, dtype, search, call)
     if backend is None:
         raise RuntimeError(f"no backend for {dtype} on {device} with search={search!r} ({'; '.join(reasons)})")
     return backend
 
 
-def find(name: str | None, device: torch.device, dtype: torch.dtype, search: str) -> tuple[Backend | None, list[str]]:
+def find(
+    name: str | None, device: torch.device, dtype: torch.dtype, search: str, call: Call | None = None
+) -> tuple[Backend | None, list[str]]:
     """As :func:`choose`, but None where none can, and why those that were asked cannot."""
     if search not in SEARCHES:
         raise ValueError(f"search must be one of {SEARCHES}, got {search!r}")
     reasons: list[str] = []
+    deferring = None
     for backend in _BACKENDS.values() if name is None else (_BACKENDS[known(name)],):
         reason = backend.missing() or backend.refuses(device, dtype, search)
-        if reason is None:
+        if reason is not None:
+            reasons.append(f"{backend.name}: {reason}")
+        elif name is not None or call is None or backend.defers(call) is None:
             return backend, reasons
-        reasons.append(f"{backend.name}: {reason}")
-    return None, reasons
+        else:
+            deferring = deferring or backend
+    return deferring, reasons

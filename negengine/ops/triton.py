@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from negengine.kernels.call import Call
+from negengine.ops import verdicts
 from negengine.ops.registry import Backend, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -58,38 +61,20 @@ def _on(x: Tensor) -> torch.cuda.device:
     return torch.cuda.device(x.device if x.is_cuda and not launch.traced(x) else -1)
 
 
-def _match(x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, search: str) -> tuple[Tensor, Tensor]:
+def _match(call: Call) -> tuple[Tensor, Tensor]:
     from negengine.kernels.triton import launch
 
-    with _on(x):
-        return launch.match(x, bank, references, mask, matching, search)
+    verdicts.warn_if_wrong(call)
+    with _on(call.x):
+        return launch.match(call)
 
 
-def _merge(x: Tensor, bank: Tensor, references: Tensor, index: Tensor, gate: Tensor, alpha: Tensor) -> Tensor:
+def _run(call: Call) -> None:
     from negengine.kernels.triton import launch
 
-    with _on(x):
-        return launch.merge(x, bank, references, index, gate, alpha)
-
-
-def _fused(
-    x: Tensor,
-    y: Tensor,
-    bank: Tensor,
-    references: Tensor,
-    alpha: Tensor,
-    threshold: Tensor,
-    keep: Tensor | None,
-    stats: Tensor | None,
-    mask: Tensor | None,
-    matching: str,
-    search: str,
-    disjoint: bool = False,
-) -> None:
-    from negengine.kernels.triton import launch
-
-    with _on(x):
-        launch.negtome(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
+    verdicts.warn_if_wrong(call)
+    with _on(call.x):
+        launch.negtome(call)
 
 
 # --- what a compiled graph shows: the same launches, recorded ----------------------------------------------------
@@ -97,9 +82,15 @@ def _fused(
 
 @torch.library.triton_op("negengine::triton_match", mutates_args=())
 def _traced_match(
-    x: Tensor, bank: Tensor | None, references: Tensor, mask: Tensor | None, matching: str, search: str
+    x: Tensor,
+    bank: Tensor | None,
+    references: Tensor,
+    mask: Tensor | None,
+    matching: str,
+    search: str,
+    table: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return _match(x, x if bank is None else bank, references, mask, matching, search)
+    return _match(Call(x, x if bank is None else bank, references, mask, matching, search, table=table))
 
 
 @torch.library.triton_op("negengine::triton_negtome", mutates_args=())
@@ -113,9 +104,11 @@ def _traced_negtome(
     mask: Tensor | None,
     matching: str,
     search: str,
+    table: Sequence[int] | None = None,
 ) -> Tensor:
     y = x.new_empty(x.shape)
-    _fused(x, y, x if bank is None else bank, references, alpha, threshold, keep, None, mask, matching, search)
+    bank = x if bank is None else bank
+    _run(Call(x, bank, references, mask, matching, search, y, alpha, threshold, keep, table=table))
     return y
 
 
@@ -132,8 +125,10 @@ def _traced_negtome_(
     matching: str,
     search: str,
     disjoint: bool = False,
+    table: Sequence[int] | None = None,
 ) -> None:
-    _fused(x, x, x if bank is None else bank, references, alpha, threshold, keep, stats, mask, matching, search, disjoint)
+    bank = x if bank is None else bank
+    _run(Call(x, bank, references, mask, matching, search, x, alpha, threshold, keep, stats, disjoint, table))
 
 
 register_backend(
@@ -142,9 +137,8 @@ register_backend(
         missing=_missing,
         refuses=_refuses,
         match=_match,
-        merge=_merge,
-        fused=_fused,
-        knows_disjoint=True,
+        run=_run,
+        defers=verdicts.defers,
         # the interpreter runs kernels, it cannot record them
         traced={} if _interpreted() else {"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
     )

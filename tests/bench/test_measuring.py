@@ -59,9 +59,7 @@ def test_dispatch_is_measured_around_nothing_and_around_kernels(monkeypatch):
     assert {(row["settings"], row["backend"]) for row in found} >= {("tensors", dispatch.IDLE), ("numbers", dispatch.IDLE)}
     assert all(0 < row["p10"] <= row["median"] <= row["p90"] < 0.1 for row in found)
     counted = []
-    monkeypatch.setitem(
-        registry._BACKENDS, dispatch.IDLE, replace(registry._BACKENDS[dispatch.IDLE], fused=lambda *a: counted.append(a))
-    )
+    monkeypatch.setitem(registry._BACKENDS, dispatch.IDLE, replace(registry._BACKENDS[dispatch.IDLE], run=counted.append))
     dispatch.measure("cpu", rounds=2, calls=3)
     assert len(counted) == 2 * (2 + 2) * 3  # both forms of settings, two rounds to warm up
 

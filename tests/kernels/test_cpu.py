@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from negengine.kernels.call import Call
 from negengine.kernels.cpu import build, library
 
 from negengine import ops
@@ -289,7 +290,7 @@ def test_a_forked_child_starts_its_own_threads(threads):
     child = os.fork()
     if child == 0:
         try:
-            registry._BACKENDS["cpu"].match(x, x, torch.zeros(2, 1, dtype=torch.int32), None, "paper", "auto")
+            registry._BACKENDS["cpu"].match(Call(x, x, torch.zeros(2, 1, dtype=torch.int32), None, "paper", "auto"))
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 import triton.language as tl
+from negengine.kernels.call import Call
 from negengine.kernels.triton import launch, norms, tuning
 
 from negengine import ops
-from negengine.ops import registry
 from negengine.reference import group_references
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +255,7 @@ def test_workspace_at_the_sizes_of_flux(disjoint, monkeypatch):
     alpha, threshold = (torch.empty(n, dtype=torch.float64, device="meta") for n in (4, 1))
     stats = torch.empty(3, dtype=torch.int64, device="meta")
     with Allocations() as made:
-        launch.negtome(x, x, x, references, alpha, threshold, None, stats, None, "paper", disjoint=disjoint)
+        launch.negtome(Call(x, x, references, None, "paper", "exact", x, alpha, threshold, None, stats, disjoint))
     assert made.bytes < 4e6 if disjoint else made.bytes > x.nbytes
 
 
@@ -271,7 +271,7 @@ def test_a_promise_to_be_disjoint():
             ops.negtome_(x.clone(), chain, 0.9, 0.3, backend="triton", disjoint=True)
     y, alpha = x.clone(), torch.full((3,), 0.9, dtype=torch.float64, device=DEVICE)
     threshold = torch.full((1,), 0.3, dtype=torch.float64, device=DEVICE)
-    launch.negtome(y, y, y, chain, alpha, threshold, None, None, None, "paper", disjoint=True)
+    launch.negtome(Call(y, y, chain, None, "paper", "exact", y, alpha, threshold, disjoint=True))
     assert same_bits(y[1], expected[1])
     assert same_bits(y[2], x[2])
 
@@ -312,15 +312,6 @@ def test_images_without_references_take_no_part():
     out = torch.empty(201, dtype=torch.int32, device=DEVICE)
     _order[(1,)](out, table, 201, 2)
     assert out.tolist() == [*range(1, 201, 2), 200] + [-1] * 100
-
-
-@RUNS
-@DTYPES
-def test_the_merge_alone_is_that_of_the_whole_call(dtype):
-    x, bank, table = batch(dtype), batch(dtype, 2, 50, 40, "near", 3), table_of([[1, 0], [-1, -1], [0, -1]])
-    cosine, index, y = outcome(x, table, bank=bank)
-    alpha = torch.full((3,), 0.9, dtype=torch.float64, device=DEVICE)
-    assert same_bits(registry._BACKENDS["triton"].merge(x, bank, table, index, (index >= 0) & (cosine > 0.3), alpha), y)
 
 
 @RUNS

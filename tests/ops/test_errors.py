@@ -66,6 +66,9 @@ TABLES = [
     ({"references": torch.zeros(B, 0, dtype=torch.int32)}, ValueError, "with K >= 1"),
     ({"references": torch.zeros(B, 1)}, TypeError, "references must be int32, got torch.float32"),
     ({"references": torch.zeros(B, 1, dtype=torch.int32, device="meta")}, TypeError, "references is on meta, x on cpu"),
+    ({"table": [0]}, ValueError, "table must have the 2 entries of references, got 1"),
+    ({"table": [0, 1]}, ValueError, r"table must hold the entries of references, \[0, 0\], got \[0, 1\]"),
+    ({"table": [2, 0], "references": torch.tensor([[2], [0]]).int()}, ValueError, "references names image 2 of a bank of 2"),
     ({"x": torch.randn(1, T, D).expand(B, T, D)}, ValueError, r"x repeats the same memory .*call x.contiguous\(\) first"),
     ({"bank": torch.randn(M, D)}, ValueError, "must have the 4 channels of x"),
     ({"bank": torch.randn(0, M, D)}, ValueError, "the reference is empty"),
@@ -150,6 +153,7 @@ BARE = [
     ({"threshold": torch.zeros(2, dtype=torch.float64)}, ValueError, r"threshold must have shape \[1\]"),
     ({"keep": torch.ones(1, 1, dtype=torch.bool)}, ValueError, "keep must have shape"),
     ({"stats": torch.zeros(1, dtype=torch.int32)}, TypeError, "stats must be int64"),
+    ({"table": [0, 0, 0]}, ValueError, "table must have the 2 entries of references, got 3"),
 ]
 
 
@@ -167,6 +171,20 @@ def test_operators(name, changes, error, message, device):
     call()
     with pytest.raises(error, match=message):
         call(**changes)
+
+
+def test_a_table_on_a_device_is_checked_by_what_the_caller_knows_of_it():
+    """The host must not read it; what it was told is all that it can check."""
+    x, references = torch.empty(B, T, D, device="meta"), torch.empty(B, 1, dtype=torch.int32, device="meta")
+
+    def call(table):
+        return ops.negtome_(x, references, 0.9, 0.0, disjoint=True, table=table)
+
+    assert call(None) is call([-1, 0]) is x
+    with pytest.raises(ValueError, match="both has a reference and is one"):
+        call([1, 0])
+    with pytest.raises(ValueError, match="references names image 2 of a bank of 2"):
+        call([2, 0])
 
 
 def test_an_image_that_the_bank_lacks():

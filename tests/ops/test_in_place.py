@@ -95,9 +95,19 @@ def test_a_table_said_to_be_disjoint(case):
             ops.negtome_(x, others, 0.9, 0.0, disjoint=True, **case.names)
 
 
+@CASES
+@pytest.mark.parametrize("mode", ["first", "others"])
+def test_entries_that_the_caller_knows_change_no_bit(case, mode):
+    x, references = batch(case), group_references(mode, 4, 2)
+    table = references.to(case.device)
+    expected = ops.negtome_(x.clone(), table, 0.9, 0.0, **case.names)
+    assert same_bits(ops.negtome_(x.clone(), table, 0.9, 0.0, table=references.flatten().tolist(), **case.names), expected)
+
+
 @pytest.mark.parametrize(
     "mode,size,expected",
     [("first", 4, True), ("first", 1, True), ("previous", 2, True), ("previous", 3, False), ("others", 2, False)],
 )
 def test_which_groups_are_disjoint(mode, size, expected):
-    assert is_disjoint(group_references(mode, 2 * size, size)) is expected
+    table = group_references(mode, 2 * size, size)
+    assert is_disjoint(table) is is_disjoint(table.tolist()) is expected

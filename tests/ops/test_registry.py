@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from negengine.kernels.call import Call
 
 from negengine import ops
 from negengine.ops import registry
@@ -63,14 +64,14 @@ def test_refusals_see_the_call(fake):
 def test_the_first_that_can_is_preferred_and_used(fake):
     calls = []
 
-    def match(*arguments):
-        calls.append("match")
-        return registry._BACKENDS["torch"].match(*arguments)
+    def run(call):
+        calls.append(call)
+        registry._BACKENDS["torch"].run(call)
 
-    fake(first=True, match=match)
+    fake(first=True, run=run)
     call()
     call(backend="torch")
-    assert calls == ["match"]
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("search", ["bf16", "int8", "fp8"])
@@ -95,21 +96,86 @@ def test_a_name_is_taken_once(fake):
         ops.register_backend(registry._BACKENDS["torch"])
 
 
-def test_a_fused_call_replaces_the_composition(fake):
+def test_what_a_backend_is_given(fake):
     """``y`` is new memory out of place, ``x`` itself in place; the bank is ``x`` where none was given."""
     seen = []
 
-    def fused(x, y, bank, references, alpha, threshold, keep, stats, mask, matching, search):
-        seen.append((y is x, bank is x, stats))
-        y.copy_(x + 1)
+    def run(call):
+        seen.append(call)
+        call.y.copy_(call.x + 1)
 
-    fake(fused=fused)
+    fake(run=run)
     x, stats = torch.randn(2, 4, 3), torch.zeros(3, dtype=torch.int64)
     before = x.clone()
     assert torch.equal(ops.negtome(x, torch.randn(5, 3), backend="fake"), before + 1)
     assert torch.equal(x, before)
-    ops.negtome_(x, torch.zeros(2, 1, dtype=torch.int32), 0.9, 0.0, stats=stats, backend="fake")
+    table = torch.tensor([[-1], [0]], dtype=torch.int32)
+    ops.negtome_(x, table, 0.9, 0.0, stats=stats, backend="fake", disjoint=True, table=[-1, 0])
     assert torch.equal(x, before + 1)
-    assert [entry[:2] for entry in seen] == [(False, False), (True, True)]
-    assert seen[0][2] is None
-    assert seen[1][2] is stats
+    ops.negtome_(x, table, 0.9, 0.0, bank=torch.randn(1, 4, 3), backend="fake", disjoint=True)
+    assert [call.y is call.x for call in seen] == [False, True, True]
+    assert [call.bank is call.x for call in seen] == [False, True, False]
+    assert [call.table for call in seen] == [[0, 0], [-1, 0], None]
+    assert [call.disjoint for call in seen] == [False, True, False]  # the promise says nothing about a bank
+    assert seen[0].stats is None
+    assert seen[1].stats is stats
+    assert seen[2].entries() == [-1, 0]
+
+
+def test_the_entries_of_a_table_for_each_image_are_known_without_reading_it(fake):
+    seen = []
+    fake(run=seen.append)
+    x = torch.randn(3, 4, 2)
+    ops.negtome(x, x, backend="fake")
+    assert seen[0].table == [0, 1, 2]
+
+
+# --- who is chosen where nobody is named ------------------------------------------------------------------------
+
+
+def test_a_backend_that_defers_runs_where_it_is_named_or_nobody_else_can(fake, monkeypatch):
+    asked = []
+
+    def defers(call):
+        asked.append(call)
+        return "has other things to do"
+
+    fake(first=True, defers=defers)
+    given = Call(torch.randn(1, 4, 3), torch.randn(1, 5, 3), torch.zeros(1, 1, dtype=torch.int32), None, "paper", "auto")
+    names = (CPU, torch.float32, "auto")
+    assert registry.choose(None, *names, given).name not in ("fake", None)
+    assert asked == [given]
+    assert registry.choose("fake", *names, given).name == "fake"
+    assert registry.choose(None, *names).name == "fake"  # without a call nobody is asked
+    assert asked == [given]
+    monkeypatch.setattr(registry, "_BACKENDS", {"fake": registry._BACKENDS["fake"]})
+    assert registry.choose(None, *names, given).name == "fake"
+
+
+def test_of_backends_that_all_defer_the_first_runs(fake, monkeypatch):
+    fake(first=True, defers=lambda call: "not I")
+    later = dataclasses.replace(registry._BACKENDS["fake"], name="later")
+    refusing = dataclasses.replace(registry._BACKENDS["torch"], name="refusing", refuses=lambda *call: "cannot")
+    found = {b.name: b for b in (refusing, registry._BACKENDS["fake"], later)}
+    monkeypatch.setattr(registry, "_BACKENDS", found)
+    given = Call(torch.randn(1, 4, 3), torch.randn(1, 5, 3), torch.zeros(1, 1, dtype=torch.int32), None, "paper", "auto")
+    assert registry.find(None, CPU, torch.float32, "auto", given) == (found["fake"], ["refusing: cannot"])
+
+
+def test_a_call_asks_who_defers(fake):
+    """The operators hand the call over, and take the next backend."""
+    ran = []
+    fake(first=True, defers=lambda call: "sees x of four tokens" if call.x.shape[1] == 4 else None, run=ran.append)
+    call()
+    assert not ran
+    ops.negtome(torch.randn(1, 6, 3), torch.randn(5, 3))
+    assert len(ran) == 1
+
+
+def test_the_order_of_preference():
+    assert list(registry._BACKENDS)[:3] == ["cpu", "triton", "torch"]
+
+
+def test_triton_defers_until_it_is_proven():
+    given = Call(torch.randn(1, 4, 3), torch.randn(1, 5, 3), torch.zeros(1, 1, dtype=torch.int32), None, "paper", "auto")
+    assert registry._BACKENDS["triton"].defers(given) == "has not been proven on this device"

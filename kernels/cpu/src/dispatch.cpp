@@ -27,18 +27,17 @@ int best_of_processor() {
 #endif
 }
 
-int best_of_build() {
-  if (avx2_kernels() == nullptr) return NEGENGINE_ISA_PORTABLE;
-  if (avx512_kernels() == nullptr) return NEGENGINE_ISA_AVX2;
-  if (avx512_vnni_tile().run == nullptr) return NEGENGINE_ISA_AVX512;
-  return avx512_bf16_tile().run == nullptr ? NEGENGINE_ISA_AVX512_VNNI : NEGENGINE_ISA_AVX512_BF16;
+// A file compiled for an instruction set is called only where the processor has it: even returning a constant may use its registers.
+int best_of_both(int processor) {
+  if (processor < NEGENGINE_ISA_AVX2 || avx2_kernels() == nullptr) return NEGENGINE_ISA_PORTABLE;
+  if (processor < NEGENGINE_ISA_AVX512 || avx512_kernels() == nullptr) return NEGENGINE_ISA_AVX2;
+  if (processor < NEGENGINE_ISA_AVX512_VNNI || avx512_vnni_tile().run == nullptr) return NEGENGINE_ISA_AVX512;
+  if (processor < NEGENGINE_ISA_AVX512_BF16 || avx512_bf16_tile().run == nullptr) return NEGENGINE_ISA_AVX512_VNNI;
+  return NEGENGINE_ISA_AVX512_BF16;
 }
 
 int best() {
-  static const int best = [] {
-    const int processor = best_of_processor(), build = best_of_build();
-    return processor < build ? processor : build;
-  }();
+  static const int best = best_of_both(best_of_processor());
   return best;
 }
 
