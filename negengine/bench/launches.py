@@ -64,21 +64,32 @@ def recorded(shape: Shape, dtype: torch.dtype, architecture: str, matching: str 
     Raises:
         RuntimeError: under Triton's interpreter, which compiles nothing.
     """
-    from negengine.kernels.triton import launch, norms, tuning
+    from negengine.kernels.call import Call
+    from negengine.kernels.triton import launch, rows, tuning
 
-    if norms.INTERPRETED.value:
+    if rows.INTERPRETED.value:
         raise RuntimeError("TRITON_INTERPRET is set, so nothing is compiled; unset it to predict")
     found: list[Launch] = []
     # tensors without memory: only sizes, strides and alignment decide what is launched
     x = torch.empty(shape.images, shape.tokens, shape.channels, dtype=dtype, device="meta")
     references = reference.group_references("first", shape.images, shape.images)
-    table = torch.empty_like(references, device="meta")
-    alpha = torch.empty(shape.images, dtype=torch.float64, device="meta")
-    threshold = torch.empty(1, dtype=torch.float64, device="meta")
-    stats = torch.empty(3, dtype=torch.int64, device="meta")
+    call = Call(
+        x=x,
+        bank=x,
+        references=torch.empty_like(references, device="meta"),
+        mask=None,
+        matching=matching,
+        search=search,
+        y=x,
+        alpha=torch.empty(shape.images, dtype=torch.float64, device="meta"),
+        threshold=torch.empty(1, dtype=torch.float64, device="meta"),
+        stats=torch.empty(3, dtype=torch.int64, device="meta"),
+        disjoint=True,
+        table=references.flatten().tolist(),
+    )
     device = tuning.ARCHITECTURES[architecture]
     with _recording(architecture, found), mock.patch.object(launch, "architecture", lambda _: device):
-        launch.negtome(x, x, x, table, alpha, threshold, None, stats, None, matching, search, True)
+        launch.negtome(call)
     return found
 
 

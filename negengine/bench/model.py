@@ -22,7 +22,7 @@ from negengine.bench.shapes import Shape
 
 PRODUCT_TILES = ((256, 128), (128, 256), (192, 128), (128, 128), (128, 64), (64, 64))  # of the libraries' kernels
 
-Schedule = Callable[[Launch, Shape, Machine], Sequence[int]]
+Schedule = Callable[[Launch, Shape, int], int]
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class Prediction:
 # --- one scheduler -----------------------------------------------------------------------------------------------
 
 
-def cycles(code: Sequence[Instruction], warps: int, machine: Machine, loaded: int | None = None) -> float:
+def cycles(code: Sequence[Instruction], warps: int, machine: Machine, narrow: int = 0, wide: int = 0) -> float:
     """Until ``warps`` warps of one scheduler, which begin together, have executed straight-line code. Branches are not taken.
 
     Args:
-        loaded: cycles of a load from global memory; the L2 cache's latency if None.
+        narrow, wide: cycles of a load from global memory, of single numbers and of rows; those of the L2 cache if zero.
     """
-    loaded = machine.latencies.cache if loaded is None else loaded
-    costs = [(unit(one), occupied(one, machine), latency(one, machine.latencies, loaded)) for one in code]
+    loaded = (narrow or machine.latencies.cache, wide or machine.latencies.cache)
+    costs = [(unit(one), occupied(one, machine), latency(one, machine.latencies, loaded[one.wide])) for one in code]
     ready = [0.0] * warps
     position = [0] * warps
     boards = [[0.0] * 6 for _ in range(warps)]
@@ -126,10 +126,11 @@ def _queued(one: Instruction) -> bool:
     return one.multiplies and one.operation[1:] == "GMMA"
 
 
-def steady(code: Sequence[Instruction], warps: int, machine: Machine, loaded: int | None = None) -> float:
+def steady(code: Sequence[Instruction], warps: int, machine: Machine) -> float:
     """Cycles of one passage of a loop that runs long."""
     few, more = 2, 4
-    return (cycles([*code] * more, warps, machine, loaded) - cycles([*code] * few, warps, machine, loaded)) / (more - few)
+    near = machine.latencies.near
+    return (cycles([*code] * more, warps, machine, near) - cycles([*code] * few, warps, machine, near)) / (more - few)
 
 
 FULL = ("FADD", "FMUL", "FFMA", "IMAD", "FADD2", "FMUL2", "FFMA2")
@@ -256,34 +257,34 @@ def resident(launch: Launch, machine: Machine) -> int:
     return max(min(machine.blocks, 64 // launch.warps, machine.registers // allocated, machine.shared // reserved), 1)
 
 
-def match_seconds(tile: Tile, steps: int, largest: float, blocks: int, machine: Machine) -> float:
+def match_seconds(tile: Tile, steps: int, longest: int, blocks: int, machine: Machine) -> float:
     """Of the search.
 
     Args:
         steps: of a tile.
-        largest: tiles of the processor that has most.
+        longest: tiles of the program that has most.
         blocks: that run at once on a processor, each of which hides what the others expose.
     """
     alone = steps * tile.step + tile.exposed
-    together = steps * tile.limit + tile.busy
-    return largest * max(alone / blocks, together) / machine.clock
+    together = blocks * (steps * tile.limit + tile.busy)
+    return longest * max(alone, together) / machine.clock
 
 
-def round_robin(launch: Launch, shape: Shape, machine: Machine) -> list[int]:
-    """Key tiles that each processor multiplies: program after program takes the next unit of ``match_kernel``."""
-    values = launch.values
-    splits, span, group = values["splits"], values["span"], values["GROUP"]
-    rows, keys = math.ceil(values["T"] / values["BLOCK_M"]), values["K"] * math.ceil(values["M"] / values["BLOCK_N"])
-    live = (shape.images - 1) * rows
-    load = [0] * machine.processors
-    for chosen in range(values["units"]):
-        first = chosen // (group * splits) * group
-        height = min(values["B"] * rows - first, group)
-        within = chosen % (group * splits)
-        if first + within % height < live:
-            split = within // height
-            load[chosen % launch.programs % machine.processors] += min(span, keys - split * span)
-    return load
+def dealt(launch: Launch, shape: Shape, at_once: int) -> int:
+    """Tiles of the program that has most, as ``match_kernel`` deals them.
+
+    Args:
+        at_once: programs that run at once.
+    """
+    from negengine.kernels.triton import occupancy
+
+    return occupancy.longest(occupancy.Work(*tiles_of(launch, shape), launch.values["GROUP"], at_once), launch.values["splits"])
+
+
+def tiles_of(launch: Launch, shape: Shape) -> tuple[int, int]:
+    """Row tiles of the images that have a reference, which is one each, and key tiles of the reference."""
+    rows, columns = launch.values["BLOCK_M"], launch.values["BLOCK_N"]
+    return (shape.images - 1) * math.ceil(shape.tokens / rows), math.ceil(shape.tokens / columns)
 
 
 # --- rows and the bare product -----------------------------------------------------------------------------------
@@ -307,27 +308,29 @@ def rows_time(parts: sass.Rows, launch: Launch, rows: int, moved: float, machine
     blocks = resident(launch, machine)
     rounds = math.ceil(programs / (machine.processors * blocks))
     memory = moved / (machine.memory * machine.streamed)
-    wide = sum(one.wide for loop in parts.loops for one in loop)
-    cache = programs * passages * wide * launch.warps * 32 * 16 / machine.cache
+    accesses = sum(one.wide for one in parts.once) + passages * sum(one.wide for loop in parts.loops for one in loop)
+    cache = programs * accesses * launch.warps * 32 * 16 / machine.cache
     inner = sum(_issued(loop, warps, machine) for loop in parts.loops)
     busy = (_issued(parts.once, warps, machine) + passages * inner) * math.ceil(programs / machine.processors)
-    # the first loop brings the rows from memory, later ones find them in the L2 cache
-    loads = (machine.latencies.memory, *(machine.latencies.cache for _ in parts.loops[1:]))
-    inner_chain = sum(cycles(loop, warps, machine, loaded) for loop, loaded in zip(parts.loops, loads, strict=True))
-    chain = cycles(parts.once, warps, machine) + passages * inner_chain
+    # the first access brings a row from memory, later ones find it in the L2 cache
+    far = machine.latencies.memory
+    chain = cycles(parts.once, warps, machine, wide=0 if parts.loops else far)
+    chain += passages * sum(cycles(loop, warps, machine, wide=0 if i else far) for i, loop in enumerate(parts.loops))
     return max(memory, cache, max(busy, rounds * chain) / machine.clock)
 
 
 def product_seconds(shape: Shape, dtype: str, machine: Machine) -> float:
-    """Of the bare product: main loops that never stop, epilogues that the next tile hides, the best of ``PRODUCT_TILES``."""
-    rows, columns = (shape.images - 1) * shape.tokens, shape.tokens
+    """Of the bare product: main loops that never stop, epilogues that the next tile hides but the last, the best of ``PRODUCT_TILES``."""
+    rows, columns, depth = (shape.images - 1) * shape.tokens, shape.tokens, shape.channels
 
     def seconds(m: int, n: int) -> float:
         tiles = math.ceil(rows / m) * math.ceil(columns / n)
-        one = 2 * m * n * shape.channels / machine.products[dtype] / machine.sustained
-        return (math.ceil(tiles / machine.processors) * one + machine.latencies.copy) / machine.clock
+        one = 2 * m * n * depth / machine.products[dtype] / machine.sustained
+        ends = machine.latencies.copy + machine.latencies.memory + 2 * m * n * machine.clock * machine.processors / machine.cache
+        return (math.ceil(tiles / machine.processors) * one + ends) / machine.clock
 
-    return min(seconds(m, n) for m, n in PRODUCT_TILES) + machine.launch
+    moved = 2 * (rows * depth + columns * depth + rows * columns)
+    return max(min(seconds(m, n) for m, n in PRODUCT_TILES), moved / (machine.memory * machine.streamed)) + machine.launch
 
 
 def predict(
@@ -335,35 +338,36 @@ def predict(
     shape: Shape,
     dtype: str,
     machine: Machine,
-    schedule: Schedule = round_robin,
+    schedule: Schedule = dealt,
     share: float = 0.5,
 ) -> Prediction:
     """Of one call in 16 bits whose launches are ``norms``, ``match`` and ``merge``.
 
     Args:
-        schedule: the tiles of each processor.
+        schedule: tiles of the program that has most, of the search's launch, the call, and how many programs run at once.
         share: of the tokens that are merged.
     """
     kernels = {launch.name.removesuffix("_kernel"): launch for launch in found}
     if sorted(kernels) != ["match", "merge", "norms"] or len(found) != 3:
         raise ValueError(f"expected one launch each of norms, match and merge, not {[launch.name for launch in found]}")
     match = kernels["match"]
-    load = schedule(match, shape, machine)
     steps = math.ceil(shape.channels / match.values["BLOCK_K"])
-    per_processor = min(resident(match, machine), max(match.programs // machine.processors, 1))
+    at_once = min(match.programs, machine.processors * resident(match, machine))
+    blocks = math.ceil(at_once / machine.processors)
+    longest = schedule(match, shape, at_once)
     sources, row = (shape.images - 1) * shape.tokens, shape.channels * 2
     return Prediction(
         norms=rows_seconds(kernels["norms"], shape.tokens, shape.tokens * row, machine),
-        match=match_seconds(tile_of(match, dtype, machine), steps, max(load), per_processor, machine),
+        match=match_seconds(tile_of(match, dtype, machine), steps, longest, blocks, machine),
         merge=rows_seconds(kernels["merge"], sources, ((1 + share) * sources + shape.tokens) * row, machine),
         product=product_seconds(shape, dtype, machine),
         launches=len(found),
         launching=machine.launch,
-        fill=sum(load) / len(load) / max(load),
+        fill=math.prod(tiles_of(match, shape)) / (longest * blocks * machine.processors),
     )
 
 
-def sensitivity(found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = round_robin) -> dict[str, float]:
+def sensitivity(found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = dealt) -> dict[str, float]:
     """How far the predicted ratio moves when one assumption is a fifth worse: assumption -> change."""
     slower = {field.name: round(1.25 * getattr(machine.latencies, field.name)) for field in fields(machine.latencies)}
     worse: dict[str, dict[str, Any]] = {

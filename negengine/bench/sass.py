@@ -236,8 +236,8 @@ def skipped(code: Sequence[Instruction], within: Loop) -> list[Loop]:
 def search_of(code: Sequence[Instruction]) -> Search:
     """The parts of a search kernel, whose innermost loop with matrix instructions is the main loop.
 
-    Around it lies the loop over tiles. Where the compiler made one loop of the two, the epilogue is a stretch of the main loop that is
-    jumped over in all steps but the last of a tile: the one that takes maxima.
+    Around it lies the loop over tiles. Where the compiler made one loop of the two, the main loop jumps over what it does once for each
+    tile: stretches without products or copies, of which one takes maxima.
     """
     found = loops(code)
     multiplying = [loop for loop in found if any(one.multiplies for one in code[loop.first : loop.last + 1])]
@@ -245,11 +245,12 @@ def search_of(code: Sequence[Instruction]) -> Search:
     if main is None:
         multiplying_somewhere = any(one.multiplies for one in code)
         raise Unreadable(f"no loop with matrix instructions among {len(found)} loops; matrix instructions: {multiplying_somewhere}")
-    reducing = [part for part in skipped(code, main) if _reduces(code[part.first : part.last + 1])]
-    if reducing:
-        tail = max(reducing, key=lambda part: part.last - part.first)
-        step = (*code[main.first : tail.first], *code[tail.last + 1 : main.last + 1])
-        return Search(step, (), tuple(code[tail.first : tail.last + 1]), True)
+    apart = [part for part in skipped(code, main) if not any(one.multiplies or one.copies for one in code[part.first : part.last + 1])]
+    apart = [part for part in apart if not any(other.holds(part) for other in apart)]
+    if any(_reduces(code[part.first : part.last + 1]) for part in apart):
+        once = {i for part in apart for i in range(part.first, part.last + 1)}
+        step = tuple(code[i] for i in range(main.first, main.last + 1) if i not in once)
+        return Search(step, (), tuple(code[i] for i in sorted(once)), True)
     around = [loop for loop in found if loop.holds(main)]
     if not around:
         raise Unreadable("no loop over tiles around the main loop, and no stretch of the main loop that takes maxima")
@@ -260,34 +261,30 @@ def search_of(code: Sequence[Instruction]) -> Search:
 
 
 def _reduces(code: Sequence[Instruction]) -> bool:
-    return any(one.operation.startswith("FMNMX") for one in code) and not any(one.multiplies for one in code)
+    return any(one.operation.startswith("FMNMX") for one in code)
 
 
 def rows_of(code: Sequence[Instruction]) -> Rows:
     """The parts of a kernel that goes through rows, on the path of ordinary input.
 
     The rare path (searching again for rows of extreme magnitude) is the largest stretch that is jumped over, that holds a loop within a
-    loop, and that does not hold the first loop over a row.
+    loop, and that does not hold the first access to a row. Where a row fits into the registers there is no loop over it.
     """
     found = loops(code)
-    whole = Loop(0, len(code) - 1)
-    row_loops = [
-        loop
-        for loop in found
-        if any(one.wide for one in code[loop.first : loop.last + 1]) and not any(loop.holds(other) for other in found)
-    ]
-    if not row_loops:
-        raise Unreadable("no loop that reads or writes rows, 16 bytes for each thread")
-    outer = [loop for loop in found if any(loop.holds(other) for other in found)]
+    wide = [i for i, one in enumerate(code) if one.wide]
+    if not wide:
+        raise Unreadable("no access to rows, 16 bytes for each thread")
+    inner = [loop for loop in found if not any(loop.holds(other) for other in found)]
+    row_loops = [loop for loop in inner if any(loop.first <= i <= loop.last for i in wide)]
+    nests = [loop for loop in found if loop not in inner]
     rare = [
         part
-        for part in skipped(code, whole)
-        if any(part.first <= loop.first and loop.last <= part.last for loop in outer)
-        and not part.first <= row_loops[0].first <= part.last
+        for part in skipped(code, Loop(0, len(code) - 1))
+        if any(part.first <= nest.first and nest.last <= part.last for nest in nests) and not part.first <= wide[0] <= part.last
     ]
-    dropped = max(rare, key=lambda part: part.last - part.first, default=None)
-    usual = [loop for loop in row_loops if dropped is None or not dropped.first <= loop.first <= dropped.last]
-    gone = {i for part in [*usual, *([dropped] if dropped else [])] for i in range(part.first, part.last + 1)}
+    dropped = max(rare, key=lambda part: part.last - part.first, default=Loop(0, -1))
+    usual = [loop for loop in row_loops if not dropped.first <= loop.first <= dropped.last]
+    gone = {i for part in [*usual, dropped] for i in range(part.first, part.last + 1)}
     reached = _blocks(code, {one.address: i for i, one in enumerate(code)})
     once = tuple(code[i] for start, (end, _) in reached.items() for i in range(start, end + 1) if i not in gone)
     return Rows(once, tuple(tuple(code[loop.first : loop.last + 1]) for loop in usual))
