@@ -76,7 +76,13 @@ def main() -> int:
         for shape in SHAPES.values():
             rows.append(row(machine, shape))
             print(f"{machine.name} {shape.name}: predicted {rows[-1]['ratio']:.2f} of the bare product", flush=True)
-    document = {"schema": 1, "what": "predicted, not measured", "fingerprint": fingerprint(), "triton": triton.__version__, "rows": rows}
+    document = {
+        "schema": 1,
+        "what": "predicted, not measured",
+        "fingerprint": fingerprint(),
+        "triton": triton.__version__,
+        "rows": rows,
+    }
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 

@@ -177,12 +177,14 @@ def measured(row: Row) -> tuple[str, str]:
 
 
 def predicted() -> str:
+    columns = ["GPU", "shape", "tile, warps", "registers", "instructions: step, prologue, epilogue", "exposed cycles of a tile"]
+    columns += ["fill", "norms + match + merge, us", "product, ms: predicted", "whole call, ms: predicted", "measured"]
+    columns += ["product / whole: predicted", "measured"]
     lines = [
-        f"Predicted by the sources {predictions()['fingerprint']}, Triton {predictions()['triton']}; bfloat16, matching `paper`, mode `first`, 4 images,"
-        " half of the tokens merged.\n",
-        "| GPU | shape | tile, warps | registers | instructions: step, prologue, epilogue | exposed cycles of a tile | fill | norms + match + merge,"
-        " us | product, ms: predicted | whole call, ms: predicted | measured | product / whole: predicted | measured |",
-        f"|{' --- |' * 13}",
+        f"Predicted from the sources {predictions()['fingerprint']}, Triton {predictions()['triton']}: bfloat16, matching `paper`,"
+        " mode `first`, 4 images, half of the tokens merged.\n",
+        f"| {' | '.join(columns)} |",
+        f"|{' --- |' * len(columns)}",
     ]
     for row in predictions()["rows"]:
         seconds, counts = row["seconds"], row["instructions"]

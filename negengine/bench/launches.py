@@ -88,7 +88,7 @@ def recorded(shape: Shape, dtype: torch.dtype, architecture: str, matching: str 
         table=references.flatten().tolist(),
     )
     device = tuning.ARCHITECTURES[architecture]
-    with _recording(architecture, found), mock.patch.object(launch, "architecture", lambda _: device):
+    with _recording(architecture, found), mock.patch.object(launch, "architecture", return_value=device):
         launch.negtome(call)
     return found
 
@@ -105,9 +105,7 @@ def _recording(architecture: str, found: list[Launch]) -> Iterator[None]:
         numbers = {name: int(value) for name, value in values.items() if isinstance(value, int)}
         cubin = compiled.asm["cubin"]
         meta = compiled.metadata
-        found.append(
-            Launch(kernel.__name__, math.prod(grid), meta.num_warps, sass.registers(cubin), meta.shared, numbers, cubin)
-        )
+        found.append(Launch(kernel.__name__, math.prod(grid), meta.num_warps, sass.registers(cubin), meta.shared, numbers, cubin))
 
     active = triton.runtime.driver._active
     try:

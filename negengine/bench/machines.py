@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
-GIGA, MIB = 1e9, 2**20
+GIGA = 1e9
 
 
 @dataclass(frozen=True)
 class Latencies:
     """Cycles from issue to result.
 
-    Jia and others, "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking" (2018), and Luo and others, "Benchmarking and
-    Dissecting the NVIDIA Hopper GPU Architecture via Microbenchmarking" (2024), give 22 to 33 for shared memory and shuffles, 200 to 280
-    for the L2 cache, 470 to 680 for memory; the same order on all architectures since Volta, so that one set serves all here.
+    Jia and others, "Dissecting the NVIDIA Volta GPU Architecture via Microbenchmarking" (2018), and Luo and others,
+    "Benchmarking and Dissecting the NVIDIA Hopper GPU Architecture via Microbenchmarking" (2024), give 22 to 33 for shared
+    memory and shuffles, 200 to 280 for the L2 cache, 470 to 680 for memory; they differ little since Volta, so that one set
+    serves all architectures here.
     """
 
     near: int = 40  # a load that the processor's own cache serves
@@ -95,7 +96,8 @@ def _floats(half: int, **quantised: int) -> dict[str, int]:
 MACHINES = {
     machine.name: machine
     for machine in (
-        # NVIDIA A100 whitepaper: 312 TFLOP/s dense at 1.41 GHz, 624 TOP/s int8, 2,039 GB/s (80 GB), L2 5,120 bytes per cycle, 164 KiB
+        # NVIDIA A100 whitepaper: 312 TFLOP/s dense at 1.41 GHz, 624 TOP/s int8, 2,039 GB/s (80 GB), 164 KiB.
+        # The L2 cache: 5,120 bytes per cycle
         Machine(
             "A100 SXM", "sm_80", "a100", 108, 1.35e9, _floats(2048, int8=4096),
             vector=16, integer=16, memory=2039 * GIGA, cache=5120 * 1.35e9, shared=164 * 1024, blocks=32,
@@ -106,15 +108,15 @@ MACHINES = {
             "RTX A6000", "sm_86", "a6000", 84, 1.65e9, _floats(1024, int8=2048),
             vector=32, integer=16, memory=768 * GIGA, cache=3072 * 1.65e9, shared=100 * 1024, blocks=16,
         ),
-        # NVIDIA Ada whitepaper, RTX 4090: 165 TFLOP/s dense with float32 sums at 2.52 GHz, 330 in fp8, 661 TOP/s int8, 1,008 GB/s, 100 KiB.
-        # The L2 cache, as measured by Chips and Cheese (2022): about 5 TB/s
+        # NVIDIA Ada whitepaper, RTX 4090: 165 TFLOP/s dense with float32 sums at 2.52 GHz, 330 in fp8, 661 TOP/s int8,
+        # 1,008 GB/s, 100 KiB. The L2 cache: about 5 TB/s, as reported from microbenchmarks
         Machine(
             "RTX 4090", "sm_89", "4090", 128, 2.52e9, _floats(512, fp8=1024, int8=2048),
             vector=32, integer=16, memory=1008 * GIGA, cache=5.0e12, shared=100 * 1024, blocks=24,
         ),
-        # NVIDIA H100 whitepaper: 989 TFLOP/s dense at 1.83 GHz, 1,979 in fp8 and int8, 3.35 TB/s, 228 KiB. The clock is that at which cuBLAS
-        # reaches the 0.7 to 0.75 PFLOP/s that are reported for random operands at 700 W. The L2 cache: 5,120 bytes per cycle, as in the A100,
-        # at the boost clock: the model's least certain number for this GPU
+        # NVIDIA H100 whitepaper: 989 TFLOP/s dense at 1.83 GHz, 1,979 in fp8 and int8, 3.35 TB/s, 228 KiB. The clock is that at
+        # which cuBLAS reaches the 0.7 to 0.75 PFLOP/s that are reported for random operands at 700 W. The L2 cache: 5,120 bytes
+        # per cycle, as in the A100, at the boost clock: the model's least certain number for this GPU
         Machine(
             "H100 SXM", "sm_90", "h100", 132, 1.55e9, _floats(4096, fp8=8192, int8=8192),
             vector=32, integer=16, memory=3350 * GIGA, cache=5120 * 1.755e9, shared=228 * 1024, blocks=32,
@@ -124,14 +126,14 @@ MACHINES = {
             "H200 SXM", "sm_90", "h200", 132, 1.55e9, _floats(4096, fp8=8192, int8=8192),
             vector=32, integer=16, memory=4800 * GIGA, cache=5120 * 1.755e9, shared=228 * 1024, blocks=32,
         ),
-        # NVIDIA Blackwell architecture brief: 2.25 PFLOP/s dense for each of 148 processors' 8,192 operations at 1.85 GHz, 4.5 in fp8, 8 TB/s,
-        # 228 KiB. The clock and the L2 cache are taken to scale as on the H100
+        # NVIDIA Blackwell architecture brief: 2.25 PFLOP/s dense, so 8,192 operations of each processor at 1.85 GHz, 4.5 in fp8,
+        # 8 TB/s, 228 KiB. The clock and the L2 cache are taken to scale as on the H100
         Machine(
             "B200", "sm_100", "b200", 148, 1.60e9, _floats(8192, fp8=16384),
             vector=32, integer=16, memory=8000 * GIGA, cache=10240 * 1.8e9, shared=228 * 1024, blocks=32,
         ),
-        # NVIDIA RTX Blackwell whitepaper, RTX 5090: 210 TFLOP/s dense with float32 sums at 2.41 GHz, 419 in fp8, 838 TOP/s int8, 1,792 GB/s,
-        # 100 KiB; integers on all 32 lanes. The L2 cache is taken to be as fast for each processor as the 4090's
+        # NVIDIA RTX Blackwell whitepaper, RTX 5090: 210 TFLOP/s dense with float32 sums at 2.41 GHz, 419 in fp8, 838 TOP/s int8,
+        # 1,792 GB/s, 100 KiB; integers on all 32 lanes. The L2 cache is taken to be as fast for each processor as the 4090's
         Machine(
             "RTX 5090", "sm_120", "5090", 170, 2.40e9, _floats(512, fp8=1024, int8=2048),
             vector=32, integer=32, memory=1792 * GIGA, cache=6.6e12, shared=100 * 1024, blocks=24,

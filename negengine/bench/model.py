@@ -1,10 +1,12 @@
 """A static model of a call's time on a GPU, from its compiled kernels alone. What it says is a prediction, never a measurement.
 
-* One scheduler is simulated over the machine code: the compiler's own stalls and scoreboards, the lanes of each unit, block barriers.
+* One scheduler is simulated over the machine code: the compiler's own stalls and scoreboards, the lanes of each unit, and
+  block barriers.
 * Search: the processor with the most tiles sets the time. A tile is its steps, each as long as the slowest of the matrix units, the
   instructions and the L2 cache, then what of prologue, refill and epilogue nothing hides.
 * Rows (norms, merge): the slowest of memory, L2 cache, instructions and the chain of dependent loads.
-* The bare product: a kernel whose steps are as fast as the machine allows and whose epilogues are hidden, with the best of some tiles.
+* The bare product: a kernel whose steps are as fast as the machine allows and whose epilogues are hidden, with the best of
+  some tiles.
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ def steady(code: Sequence[Instruction], warps: int, machine: Machine) -> float:
 
 
 FULL = ("FADD", "FMUL", "FFMA", "IMAD", "FADD2", "FMUL2", "FFMA2")
-SPECIAL = ("MUFU", "F2I", "I2F", "F2F", "I2I", "F2FP", "I2FP", "FRND", "FLO", "POPC", "BREV", "S2R", "S2UR", "CS2R", "R2UR", "REDUX")
+QUICK = ("CS2R", "R2UR")
+SPECIAL = ("MUFU", "F2I", "I2F", "F2F", "I2I", "F2FP", "I2FP", "FRND", "FLO", "POPC", "BREV", "REDUX", "S2R", "S2UR", *QUICK)
 SHARED = ("LDS", "STS", "LDSM", "STSM", "SHFL", "ATOMS", "SYNCS", "LDGSTS", "LDC", "VOTE", "VOTEU", "ELECT", "MATCH")
 GLOBAL = ("LDG", "STG", "ATOM", "ATOMG", "RED", "UTMALDG", "LD", "ST")
 TENSOR = ("LDTM", "STTM")
@@ -168,7 +171,7 @@ def occupied(one: Instruction, machine: Machine) -> float:
     if which == "global":  # 64 bytes per cycle and processor; of an asynchronous copy of a tile, the issue alone
         return 1 if one.operation == "UTMALDG" else max(32 * _bytes(one) * machine.schedulers / 64, 4)
     if which == "special":
-        return 2 if one.operation in ("CS2R", "R2UR") else 8
+        return 2 if one.operation in QUICK else 8
     return 4 if which == "tensor" else 1 if which == "control" else 2
 
 
@@ -320,7 +323,7 @@ def rows_time(parts: sass.Rows, launch: Launch, rows: int, moved: float, machine
 
 
 def product_seconds(shape: Shape, dtype: str, machine: Machine) -> float:
-    """Of the bare product: main loops that never stop, epilogues that the next tile hides but the last, the best of ``PRODUCT_TILES``."""
+    """Of the bare product: main loops that never stop, epilogues that the next tile hides, the best of ``PRODUCT_TILES``."""
     rows, columns, depth = (shape.images - 1) * shape.tokens, shape.tokens, shape.channels
 
     def seconds(m: int, n: int) -> float:
@@ -367,7 +370,9 @@ def predict(
     )
 
 
-def sensitivity(found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = dealt) -> dict[str, float]:
+def sensitivity(
+    found: Sequence[Launch], shape: Shape, dtype: str, machine: Machine, schedule: Schedule = dealt
+) -> dict[str, float]:
     """How far the predicted ratio moves when one assumption is a fifth worse: assumption -> change."""
     slower = {field.name: round(1.25 * getattr(machine.latencies, field.name)) for field in fields(machine.latencies)}
     worse: dict[str, dict[str, Any]] = {
@@ -379,4 +384,6 @@ def sensitivity(found: Sequence[Launch], shape: Shape, dtype: str, machine: Mach
         "latencies": {"latencies": Latencies(**slower)},
     }
     usual = predict(found, shape, dtype, machine, schedule).ratio
-    return {name: predict(found, shape, dtype, replace(machine, **change), schedule).ratio - usual for name, change in worse.items()}
+    return {
+        name: predict(found, shape, dtype, replace(machine, **change), schedule).ratio - usual for name, change in worse.items()
+    }

@@ -1,8 +1,8 @@
 """Machine code of NVIDIA GPUs, read: instructions, loops, and what a kernel does once, in each tile and in each step.
 
-Every 128-bit instruction carries the compiler's own schedule: how many cycles the warp waits before its next instruction, which of six
-scoreboards the instruction sets when its result is there, and which it waits for (Jia and others, "Dissecting the NVIDIA Volta GPU
-Architecture via Microbenchmarking", 2018, section 2.1; later architectures kept the layout).
+Every 128-bit instruction carries the compiler's own schedule: how many cycles the warp waits before its next instruction, which
+of six scoreboards the instruction sets when its result is there, and which it waits for (Jia and others, "Dissecting the NVIDIA
+Volta GPU Architecture via Microbenchmarking", 2018; later architectures kept the layout).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 MATRIX = ("HMMA", "IMMA", "QMMA", "OMMA", "HGMMA", "QGMMA", "IGMMA", "UTCHMMA", "UTCQMMA", "UTCIMMA")
 COPIES = ("UTMALDG", "LDGSTS")  # global to shared memory, without passing through registers
+SHORTEST = 3  # jumps from the first instruction of a loop to its last
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\S*)\s*(.*?)\s*;?\s*/\*\s*0x[0-9a-f]{16}\s*\*/")
 _HIGH = re.compile(r"^\s*/\*\s*0x([0-9a-f]{16})\s*\*/\s*$")
 _LABEL = re.compile(r"^(\.L\w+):")
@@ -74,6 +75,9 @@ class Loop:
 
     first: int
     last: int
+
+    def of(self, code: Sequence[Instruction]) -> Sequence[Instruction]:
+        return code[self.first : self.last + 1]
 
     def holds(self, other: Loop) -> bool:
         return self != other and self.first <= other.first and other.last <= self.last
@@ -167,20 +171,16 @@ def _instruction(address: int, name: str, operands: str, predicate: str, high: i
 
 
 def loops(code: Sequence[Instruction]) -> list[Loop]:
-    """Natural loops, outer ones first. Waits that only ask again are not loops: they end after a few instructions."""
+    """Natural loops, outer ones first; without those of a few instructions, which only ask again whether something is there."""
     index = {one.address: i for i, one in enumerate(code)}
     blocks = _blocks(code, index)
     dominators = _dominators(blocks)
     found: dict[int, int] = {}
     for start, (end, following) in blocks.items():
         for header in following:
-            if header in dominators[start] and header <= start and _works(code[header : end + 1]):
+            if header in dominators[start] and header <= start and end - header >= SHORTEST:
                 found[header] = max(found.get(header, 0), end)
     return sorted((Loop(*pair) for pair in found.items()), key=lambda loop: (loop.first, -loop.last))
-
-
-def _works(body: Sequence[Instruction]) -> bool:
-    return len(body) > 3
 
 
 def _blocks(code: Sequence[Instruction], index: dict[int, int]) -> dict[int, tuple[int, list[int]]]:
@@ -236,18 +236,17 @@ def skipped(code: Sequence[Instruction], within: Loop) -> list[Loop]:
 def search_of(code: Sequence[Instruction]) -> Search:
     """The parts of a search kernel, whose innermost loop with matrix instructions is the main loop.
 
-    Around it lies the loop over tiles. Where the compiler made one loop of the two, the main loop jumps over what it does once for each
-    tile: stretches without products or copies, of which one takes maxima.
+    Around it lies the loop over tiles. Where the compiler made one loop of the two, the main loop jumps over what it does once
+    for each tile: stretches without products or copies, of which one takes maxima.
     """
     found = loops(code)
-    multiplying = [loop for loop in found if any(one.multiplies for one in code[loop.first : loop.last + 1])]
+    multiplying = [loop for loop in found if any(one.multiplies for one in loop.of(code))]
     main = next((a for a in multiplying if not any(a.holds(b) for b in multiplying)), None)
     if main is None:
-        multiplying_somewhere = any(one.multiplies for one in code)
-        raise Unreadable(f"no loop with matrix instructions among {len(found)} loops; matrix instructions: {multiplying_somewhere}")
-    apart = [part for part in skipped(code, main) if not any(one.multiplies or one.copies for one in code[part.first : part.last + 1])]
+        raise Unreadable(f"no loop with matrix instructions among {len(found)} loops")
+    apart = [part for part in skipped(code, main) if not any(one.multiplies or one.copies for one in part.of(code))]
     apart = [part for part in apart if not any(other.holds(part) for other in apart)]
-    if any(_reduces(code[part.first : part.last + 1]) for part in apart):
+    if any(_reduces(part.of(code)) for part in apart):
         once = {i for part in apart for i in range(part.first, part.last + 1)}
         step = tuple(code[i] for i in range(main.first, main.last + 1) if i not in once)
         return Search(step, (), tuple(code[i] for i in sorted(once)), True)
@@ -256,8 +255,7 @@ def search_of(code: Sequence[Instruction]) -> Search:
         raise Unreadable("no loop over tiles around the main loop, and no stretch of the main loop that takes maxima")
     tile = min(around, key=lambda loop: loop.last - loop.first)
     prologue, epilogue = code[tile.first : main.first], code[main.last + 1 : tile.last + 1]
-    step = code[main.first : main.last + 1]
-    return Search(tuple(step), tuple(prologue), tuple(epilogue), not any(one.copies for one in prologue))
+    return Search(tuple(main.of(code)), tuple(prologue), tuple(epilogue), not any(one.copies for one in prologue))
 
 
 def _reduces(code: Sequence[Instruction]) -> bool:
@@ -267,8 +265,8 @@ def _reduces(code: Sequence[Instruction]) -> bool:
 def rows_of(code: Sequence[Instruction]) -> Rows:
     """The parts of a kernel that goes through rows, on the path of ordinary input.
 
-    The rare path (searching again for rows of extreme magnitude) is the largest stretch that is jumped over, that holds a loop within a
-    loop, and that does not hold the first access to a row. Where a row fits into the registers there is no loop over it.
+    The rare path (searching again for rows of extreme magnitude) is the largest stretch that is jumped over, that holds a loop
+    within a loop, and that does not hold the first access to a row. Where a row fits into the registers there is no loop over it.
     """
     found = loops(code)
     wide = [i for i, one in enumerate(code) if one.wide]
@@ -287,4 +285,4 @@ def rows_of(code: Sequence[Instruction]) -> Rows:
     gone = {i for part in [*usual, dropped] for i in range(part.first, part.last + 1)}
     reached = _blocks(code, {one.address: i for i, one in enumerate(code)})
     once = tuple(code[i] for start, (end, _) in reached.items() for i in range(start, end + 1) if i not in gone)
-    return Rows(once, tuple(tuple(code[loop.first : loop.last + 1]) for loop in usual))
+    return Rows(once, tuple(tuple(loop.of(code)) for loop in usual))
