@@ -261,14 +261,14 @@ def match_kernel(
             best, index = fold(product, weighed, key_start, offset, best, index, BLOCK_M, BLOCK_N, HALVINGS)
         last = tile + 1 == end
         row = query_start + tl.arange(0, BLOCK_M)
-        out = image.to(tl.int64) * splits + split
+        part = image.to(tl.int64) * splits + split
         if QUANTISED > 0:
             if last:
-                out = out * (CANDIDATES + 1) * T + row
+                out = part * (CANDIDATES + 1) * T + row
                 store_lanes(candidate_score, candidate_index, out, T, row < T, best, index, second, second_index, error, BLOCK_M)
             second = tl.where(last, float("-inf"), second)
             error = tl.where(last, 0.0, error)
         else:
-            tl.store(candidate_score + out * T + row, best, mask=last & (row < T))
-            tl.store(candidate_index + out * T + row, index, mask=last & (row < T))
+            tl.store(candidate_score + part * T + row, best, mask=last & (row < T))
+            tl.store(candidate_index + part * T + row, index, mask=last & (row < T))
         best, index = tl.where(last, float("-inf"), best), tl.where(last, NONE, index)

@@ -201,7 +201,7 @@ def merge_kernel(
             tl.store(index + out, tl.where(found, chosen, NONE), mask=exists)
     elif MERGE:
         if not IN_PLACE:
-            extrapolate(x_rows, x_rows, y_rows, 0.0, exists & False, exists, D, False, BLOCK_D)
+            extrapolate(x_rows, x_rows, y_rows, tl.load(alpha + image * alpha_b), exists & False, exists, D, False, BLOCK_D)
     else:
         tl.store(cosine + out, tl.full([ROWS], float("-inf"), tl.float32), mask=exists)
         tl.store(index + out, tl.full([ROWS], NONE, tl.int32), mask=exists)

@@ -51,7 +51,7 @@ def norms_kernel(
     query_codes,  # out [queries, T, padded], key_codes if the queries are the keys' tensor
     key_error,  # out [keys, weights]: see quantise
     query_error,  # out [queries, T]
-    query_weight,  # out [queries, T]: as weight
+    query_weight,  # out [queries, T]: 1 / max(norm, eps) of the code, NaN where the code will not do
     x_b,
     x_t,
     bank_b,
@@ -96,18 +96,18 @@ def norms_kernel(
     if image < key_images:
         exists, token = row < M, tl.minimum(row, M - 1).to(tl.int64)
         updated = False
-        if RELEASE | (OVERWRITTEN == UPDATED) | (OVERWRITTEN == NOT_READ) | OWN:  # then the keys' images are those of x
+        if RELEASE or OWN or OVERWRITTEN == UPDATED or OVERWRITTEN == NOT_READ:  # then the keys' images are those of x
             updated = is_updated(references, image, K, R)
         referenced = is_referenced(references, image, B * K)
         used = updated if RELEASE else referenced
         both = used
-        if (OVERWRITTEN == UPDATED) | (OVERWRITTEN == NOT_READ):
+        if OVERWRITTEN == UPDATED or OVERWRITTEN == NOT_READ:
             both = used & updated
-        MOVES: tl.constexpr = (OVERWRITTEN == UPDATED) | (OVERWRITTEN == ANYTHING)
+        MOVES: tl.constexpr = OVERWRITTEN == UPDATED or OVERWRITTEN == ANYTHING
         if MOVES:
             tl.store(moved + image, both.to(tl.int32))
         asks = False
-        if (QUANTISED > 0) & OWN:
+        if QUANTISED > 0 and OWN:
             asks = referenced if RELEASE else updated
         if used | asks:
             source = keys + image.to(tl.int64) * key_b + token * key_t
@@ -134,8 +134,7 @@ def norms_kernel(
                 tl.store(key_error + out, tl.where(eligible & fits, error, 0.0), mask=row < weights)
                 if OWN:
                     tl.store(query_error + image.to(tl.int64) * T + row, error, mask=exists)
-                    left = APART.to(tl.float32, bitcast=True)
-                    tl.store(query_weight + image.to(tl.int64) * T + row, tl.where(fits, plain, left), mask=exists)
+                    tl.store(query_weight + image.to(tl.int64) * T + row, tl.where(fits, plain, float("nan")), mask=exists)
             weigh(weight, inverse, apart, plain, factor, fits, eligible, row, image, tile, weights, tiles, QUANTISED)
             if MOVES and both:
                 target = snapshot + (image.to(tl.int64) * M + token) * D
@@ -156,4 +155,4 @@ def norms_kernel(
             plain = tl.div_rn(1.0, scaled_norm(f, total)) / size
             fits = (lost <= MOST_LOST) & (tl.sqrt(total) * power_inverse(f) <= LARGEST)
             tl.store(query_error + out, error, mask=exists)
-            tl.store(query_weight + out, tl.where(fits, plain, APART.to(tl.float32, bitcast=True)), mask=exists)
+            tl.store(query_weight + out, tl.where(fits, plain, float("nan")), mask=exists)

@@ -49,10 +49,11 @@ def multiply(a, b, product, PARTIAL: tl.constexpr = False):
 
     PARTIAL: the product is a sum of its own and then added, for matrix units whose own sums keep fewer bits.
     """
-    if PARTIAL:
+    if PARTIAL and not INTERPRETED:
         return product + tl.dot(a, b, max_num_imprecise_acc=a.shape[1])  # with a limit the compiler does not fuse the addition
-    if INTERPRETED and a.dtype == tl.bfloat16:  # of which the interpreter would multiply the bit patterns
-        return tl.dot(widened(a), widened(b), product, input_precision="ieee")
+    if INTERPRETED and product.dtype == tl.float32:
+        # the interpreter multiplies the bit patterns of bfloat16, and on some processors equal columns get unequal products
+        return product + tl.sum(widened(a)[:, :, None] * widened(b)[None, :, :], 1)
     return tl.dot(a, b, product, input_precision="ieee", out_dtype=product.dtype)
 
 

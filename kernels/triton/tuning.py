@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from negengine.kernels.files import JsonFile, cache_folder
+from negengine.kernels.files import JsonFile, cache_folder, fingerprint_of
+from negengine.kernels.triton.occupancy import Work, best_splits, longest
 
 KIB = 1024
 WORKSPACE = 2 * 2**20  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
-WAVES = 4  # units of work per program that runs at once: fewer leave processors idle at the end
+WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
+REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
+WHOLE = 16 * KIB  # bytes of a row up to which the merge holds whole rows in registers
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Architecture:
     def descriptors(self) -> bool:
         """Whether it has a tensor memory accelerator worth using."""
         return self.name in ("sm_90", "sm_100")
+
+    @property
+    def appetite(self) -> float:
+        """Rows and columns of a tile, in parallel, below which the cache feeds the matrix units too slowly."""
+        return 85.0 if self.descriptors else 43.0
 
     @property
     def partial_sums(self) -> bool:
@@ -173,10 +181,8 @@ _SINGLE = {
 _SINGLE_DEFAULT = (MatchConfig(64, 64, 16, 4, 3), MatchConfig(64, 64, 16, 4, 3))
 
 
-def known_configs(
-    itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True
-) -> tuple[MatchConfig, MatchConfig]:
-    """For many tiles and for few.
+def known_configs(itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> tuple[MatchConfig, ...]:
+    """The tiles that a call may use, the better first where they keep the device as busy.
 
     Args:
         itemsize: bytes of an element; 1 if quantised.
@@ -188,40 +194,75 @@ def known_configs(
     if itemsize == 4:
         return _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
     if not aligned:
-        return _UNALIGNED, _UNALIGNED
-    known = _QUANTISED if itemsize == 1 else _HALF
-    large, small = known.get(architecture.name, known["generic"])
+        return (_UNALIGNED,)
     if architecture.descriptors and not descriptors:
-        return (_POINTERS[architecture.name, itemsize],) * 2
+        return (_POINTERS[architecture.name, itemsize],)
+    known = _QUANTISED if itemsize == 1 else _HALF
+    found = known.get(architecture.name, known["generic"])
     if architecture.descriptors:
-        large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
-    return large, small
+        # partial sums and two candidates per lane leave no registers to read ahead with
+        return tuple(dataclasses.replace(c, descriptors=True, persistent=True, flatten=itemsize > 1) for c in found)
+    return found
+
+
+def work(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int) -> Work:
+    """The call in tiles of a configuration."""
+    row_tiles, key_tiles = -(-shape.T // config.block_m), -(-shape.M // config.block_n)
+    return Work(
+        shape.images * row_tiles,
+        shape.K * key_tiles,
+        config.group,
+        architecture.processors * config.resident(itemsize, architecture),
+    )
 
 
 def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> MatchConfig:
-    """The configuration of the search: large tiles where there are enough of them to occupy the device.
+    """The configuration of the search that should be done first.
+
+    A program's time, in channels of a tile: those that are multiplied, slower where the tile is small for the cache's bandwidth, and
+    those that its reduction costs, unless a second program on the same processor multiplies meanwhile. Predicted, not yet measured.
 
     Args:
         descriptors: whether the caller can pass any.
     """
-    large, small = known_configs(itemsize, architecture, aligned, descriptors)
-    tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
-    return large if tiles >= WAVES * architecture.processors else small
+    known = known_configs(itemsize, architecture, aligned, descriptors)
+    if not concrete(shape):  # a compiled graph for every size: comparisons would tie it to one
+        return known[0]
+
+    def cost(config: MatchConfig) -> float:
+        programs, area = config.resident(itemsize, architecture), config.block_m * config.block_n
+        rounds = longest(work(shape, config, architecture, itemsize), splits(shape, config, architecture, itemsize))
+        hungry = max(1.0, architecture.appetite * (1 / config.block_m + 1 / config.block_n))
+        return rounds * area * (programs * shape.D * hungry + (REDUCTION if programs == 1 else 0))
+
+    return min(known, key=cost)
 
 
-def splits(shape: Shape, config: MatchConfig, architecture: Architecture, slots: int = 1) -> tuple[int, int]:
-    """Into how many parts the keys of a row tile are divided, and how many key tiles make a part.
+def concrete(shape: Shape) -> bool:
+    """Whether the sizes are numbers and not a compiler's symbols."""
+    return all(type(n) is int for n in (shape.B, shape.K, shape.T, shape.M, shape.D))
+
+
+def splits(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int, slots: int = 1) -> int:
+    """Into how many parts the keys of a row tile are divided, at most as many as one image has key tiles.
 
     ``slots`` scores and indices leave a part. Where that is more than one, which candidates crowd each other out depends on the
     parts, so there are ``CROWD`` of them whatever the device and the memory: the same input gives the same bits.
     """
-    row_tiles = shape.B * -(-shape.T // config.block_m)
-    key_tiles = shape.K * -(-shape.M // config.block_n)
-    wanted = -(-WAVES * architecture.processors // row_tiles)
+    key_tiles = -(-shape.M // config.block_n)
     affordable = WORKSPACE // (8 * slots * shape.B * shape.T)
-    parts = max(min(wanted, affordable), 1) if slots == 1 else CROWD
-    span = -(-key_tiles // min(parts, key_tiles))
-    return -(-key_tiles // span), span
+    if slots > 1:
+        return min(CROWD, key_tiles)
+    most = max(1, min(affordable, key_tiles))
+    if concrete(shape):
+        return best_splits(work(shape, config, architecture, itemsize), most)
+    return max(1, min(-(-WAVES * architecture.processors // (shape.images * -(-shape.T // config.block_m))), most))
+
+
+def programs(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int, parts: int) -> int:
+    """Of the search's grid: at most one per unit of work, if persistent at most as many as run at once."""
+    units = shape.B * -(-shape.T // config.block_m) * parts
+    return min(units, architecture.processors * config.resident(itemsize, architecture)) if config.persistent else units
 
 
 def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
@@ -229,10 +270,20 @@ def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: b
     return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, most), num_warps=4)
 
 
-def merge_config(D: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:
-    rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
-    most = 32 if not aligned else 128 if quantised else 256  # unaligned entries have an address each: 1028 bytes spilled at 256
-    return RowsConfig(rows=rows, block_d=_block_d(D, most), num_warps=4)
+def merge_config(
+    D: int, itemsize: int, architecture: Architecture, quantised: bool = False, aligned: bool = True
+) -> RowsConfig:  # fmt: skip
+    """Whole rows at once where they fit registers, so that x is read once."""
+    whole = _block_d(D, 1 << 30)
+    if aligned and not quantised and whole * itemsize <= WHOLE:
+        rows, block_d, warps = max(WHOLE * 2 // (whole * itemsize), 1), whole, 8
+        rows = min(rows, 16)
+    else:
+        # unaligned entries have an address each: 1028 bytes spilled at 256
+        rows, block_d, warps = 16, _block_d(D, 32 if not aligned else 128 if quantised else 256), 4
+    if architecture == INTERPRETER:
+        rows = 32
+    return RowsConfig(rows, block_d, warps, block_n=32, block_k=max(16, min(64, 8192 // (32 * rows))))
 
 
 def _block_d(D: int, most: int) -> int:
@@ -250,10 +301,16 @@ def candidates(itemsize: int, architecture: Architecture, aligned: bool) -> list
             config = dataclasses.replace(base, num_stages=max(stages, 1), group=group)
             found.append(config)
             if config.descriptors:
-                found.append(dataclasses.replace(config, persistent=False))
+                found.append(dataclasses.replace(config, flatten=not config.flatten))
                 if architecture.name == "sm_100" and config.block_m == 128:  # at 256 rows it spills
                     found.append(dataclasses.replace(config, specialize=True))
     return list(dict.fromkeys(found))
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Of the kernels and their launches: what was measured of others says nothing of these."""
+    return fingerprint_of(sorted(Path(__file__).parent.glob("*.py")))
 
 
 @dataclass(frozen=True)
@@ -263,10 +320,11 @@ class Versions:
     device: str
     torch: str
     triton: str
+    kernels: str
 
     @property
     def key(self) -> str:
-        return f"{self.device} torch {self.torch} triton {self.triton}"
+        return f"{self.device} torch {self.torch} triton {self.triton} kernels {self.kernels}"
 
 
 class Cache:

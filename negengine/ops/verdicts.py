@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 from negengine.kernels.call import Call
-from negengine.kernels.files import JsonFile, cache_folder
+from negengine.kernels.files import JsonFile, cache_folder, fingerprint_of
 
 logger = logging.getLogger("negengine")
 
@@ -138,10 +137,7 @@ def fingerprint() -> str:
     folder, here = Path(next(iter(kernels.__path__))), Path(__file__).parent
     sources = [folder / "call.py", *sorted(folder.glob("triton/*.py")), *sorted(folder.glob("eager/*.py"))]
     sources += [here / name for name in ("triton.py", "eager.py", "negtome.py", "prove.py")]
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return fingerprint_of(sources)
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------
