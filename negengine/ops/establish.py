@@ -80,7 +80,9 @@ def verify(
     return _verdict(subject, sizes, mode, exactly=True)
 
 
-def settle(devices: Iterable[torch.device], dtype: torch.dtype, search: str, matching: str, channels: Iterable[int]) -> list[Verdict]:
+def settle(
+    devices: Iterable[torch.device], dtype: torch.dtype, search: str, matching: str, channels: Iterable[int]
+) -> list[Verdict]:
     """What ``apply`` and the beginning of a pipeline call do: find or establish a verdict for each GPU.
 
     No trouble of a proof is an error here: the fallback serves. Does nothing on CPUs and while a graph is compiled or captured.
@@ -125,35 +127,45 @@ def _device(given: torch.device | str | None) -> torch.device:
 
 
 def _verdict(subject: Subject, shapes: Sequence[Sizes], mode: str, exactly: bool = False) -> Verdict:
-    """The known verdict if it says enough, or else a new one."""
+    """The known verdict if it says enough, or else a new one.
+
+    Args:
+        exactly: the caller asks for these very shapes, and again where nothing could be found out before. Otherwise measurements
+            nearby will do, and a process that could find out nothing does not try again.
+    """
     known = verdicts.find(subject)
-    if known is not None and known.again:
-        known = verdicts.look_up(subject.key) or known  # the other process may have finished
-        verdicts.remember(subject, known)
+    if known is not None and known.again:  # another process was at it, and may have finished
+        known = verdicts.look_up(subject.key)
+        if known is not None:
+            verdicts.remember(subject, known)
     if mode in ("off", "trust"):
         return known or Verdict(None, f"{verdicts.UNPROVEN}, and nothing is proven now")
-    if mode == "force" and (exactly or subject not in _forced):
-        missing = list(shapes)
-    elif known is None or known.again or (exactly and known.kind == "unknown"):
-        missing = list(shapes)
-    elif known.kind in ("wrong", "unknown"):
-        missing = []
-    else:
-        measured = {speed.shape for speed in known.speeds}
-        missing = [s for s in shapes if (s not in measured if exactly else known.near(s) is None)]
-    if not missing:
-        return known  # type: ignore[return-value]  # where there is none, everything is missing
+    forced = mode == "force" and (exactly or subject not in _forced)
+    missing = shapes if known is None or forced else _missing(known, shapes, exactly)
+    if known is not None and not missing:
+        return known
     _forced.add(subject)
     key = subject.key
     verdict = _prove_alone(subject, key, missing)
-    if known is not None and known.kind in ("proven", "slower"):
-        if verdict.kind == "unknown" and mode != "force":
+    if known is not None and known.right:
+        if verdict.kind == "unknown" and not forced:
             return known  # which stays true
         if verdict.right:
             fresh = {speed.shape for speed in verdict.speeds}
-            verdict = dataclasses.replace(verdict, speeds=(*verdict.speeds, *(s for s in known.speeds if s.shape not in fresh)))
+            older = (speed for speed in known.speeds if speed.shape not in fresh)
+            verdict = dataclasses.replace(verdict, speeds=(*verdict.speeds, *older))
     verdicts.learn(subject, key, verdict)
     return verdict
+
+
+def _missing(known: Verdict, shapes: Sequence[Sizes], exactly: bool) -> Sequence[Sizes]:
+    """The shapes that a verdict says nothing about."""
+    if known.kind == "unknown":
+        return shapes if exactly else []
+    if known.kind == "wrong":
+        return []
+    measured = {speed.shape for speed in known.speeds}
+    return [shape for shape in shapes if (shape not in measured if exactly else known.near(shape) is None)]
 
 
 def _prove_alone(subject: Subject, key: Key, shapes: Sequence[Sizes]) -> Verdict:
@@ -213,9 +225,13 @@ def run_child(folder: Path) -> str | int:
     """
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(  # in a folder where no module of the user's can stand in for another
-        child_command(folder), **silent, cwd=folder, env={**os.environ, "PYTHONPATH": path, verdicts.VARIABLE: "trust"}
+    process = subprocess.Popen(
+        child_command(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,  # where no module of the user's can stand in for another
+        env={**os.environ, "PYTHONPATH": path, verdicts.VARIABLE: "trust"},
     )
     try:
         return process.wait(LIMIT)

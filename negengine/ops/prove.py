@@ -167,15 +167,14 @@ def fault(case: Case, backend: str, device: torch.device, dtype: torch.dtype, se
         counters = torch.full((5,), -7, dtype=torch.int64, device=device)
         counters[1:4] = 0
         disjoint = bank is None and is_disjoint(given.table)
-        match = torch.ops.negengine.match(x, bank, table, mask, *settings.values())
-        call = {"bank": bank, "mask": mask, "keep": keep, "stats": counters[1:4], "disjoint": disjoint}
-        ops.negtome_(x, table, alpha, threshold, **call, **settings)
-        outputs.append([t.cpu() for t in (*match, x)])
+        cosine, index = torch.ops.negengine.match(x, bank, table, mask, **settings)
+        ops.negtome_(x, table, alpha, threshold, bank, mask, keep, counters[1:4], disjoint=disjoint, **settings)
+        outputs.append([t.cpu() for t in (cosine, index, x)])
         counts.append(counters.tolist())
         for rows in (buffer, bank_buffer):
             if rows is not None and not bool(torch.cat([rows[:, :GUARD], rows[:, -GUARD:]], 1).isnan().all()):
                 return "memory beside the tokens was written"
-        if bank is not None and not same_bits(bank.cpu(), given.bank):
+        if bank is not None and given.bank is not None and not same_bits(bank.cpu(), given.bank):
             return "the bank was written"
         if counts[-1][0] != -7 or counts[-1][4] != -7:
             return "memory beside the counts was written"
@@ -207,10 +206,10 @@ def against_oracle(
         if text is not None:
             return f"image {b}: {text}"
         kept = torch.ones(case.T, dtype=torch.bool) if given.keep is None else given.keep[b]
-        gates = [(index[b] >= 0) & (cosine[b].double() > case.threshold + slack) & kept for slack in (FP32, -FP32)]
-        surely, perhaps = surely + int(gates[0].sum()), perhaps + int(gates[1].sum())
-        sampled = (gate[queries] for gate in gates)
-        text = merge_fault(given.x[b][queries], r, chosen, float(given.alpha[b]), *sampled, y[b][queries])
+        above, reach = ((index[b] >= 0) & (cosine[b].double() > case.threshold + slack) & kept for slack in (FP32, -FP32))
+        surely, perhaps = surely + int(above.sum()), perhaps + int(reach.sum())
+        x, alpha = given.x[b][queries], float(given.alpha[b])
+        text = merge_fault(x, r, chosen, alpha, above[queries], reach[queries], y[b][queries])
         if text is not None:
             return f"image {b}: {text}"
     eligible = sum(any(image >= 0 for image in row) for row in given.table.tolist()) * case.T
@@ -287,7 +286,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 TOKENS, CHANNELS = 48, 64  # of the witness
 
 
-def witness_rows(nonce: str, matching: str) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+def witness_rows(nonce: str, matching: str) -> tuple[list[list[int]], list[int], list[int]]:
     """Rows of ones and minus ones, and for every source token, which of them it is twice and which it is matched with."""
     dice = random.Random(nonce)
     rows = [[dice.choice((-1, 1)) for _ in range(CHANNELS)] for _ in range(TOKENS)]
@@ -332,13 +331,12 @@ def rounds(shape: Sequence[int], device: torch.device, dtype: torch.dtype, searc
     original = tokens("near", B, T, D, generator).to(device, dtype)
     bank = None if M == T else tokens("near", 1, M, D, generator).to(device, dtype)
     table = (group_references("first", B, B) if bank is None else torch.zeros(B, 1, dtype=torch.int32)).to(device)
-    numbers = {"alpha": torch.full((B,), 0.9), "threshold": torch.full((1,), 0.65)}
-    numbers = {name: value.to(device, torch.float64) for name, value in numbers.items()}
+    alpha, threshold = (torch.full((n,), value, dtype=torch.float64, device=device) for n, value in ((B, 0.9), (1, 0.65)))
     x = {name: original.clone() for name in ("kernels", "fallback")}
 
     def call(name: str, backend: str, search: str) -> Callable[[], object]:
         settings: dict[str, Any] = {"matching": matching, "search": search, "backend": backend, "disjoint": bank is None}
-        return lambda: ops.negtome_(x[name], table, **numbers, bank=bank, **settings)
+        return lambda: ops.negtome_(x[name], table, alpha, threshold, bank, **settings)
 
     variants = {
         "kernels": call("kernels", "triton", search),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from negengine.kernels.call import Call
 from negengine.kernels.files import JsonFile, cache_folder
 
