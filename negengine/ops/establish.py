@@ -35,6 +35,7 @@ CONSEQUENCES = {
     "wrong": "; the torch backend is used instead, and `negengine verify --force` tries them again",
     "unknown": "; the torch backend is used until the next process asks again",
 }
+BUSY = "another process is proving the kernels just now"
 CHILD = "import sys; from pathlib import Path; from negengine.ops.prove import main; main(Path(sys.argv[1]))"
 
 _forced: set[Subject] = set()  # proven anew in this process, as NEGENGINE_VERIFY=force wants it
@@ -134,58 +135,78 @@ def _verdict(subject: Subject, shapes: Sequence[Sizes], mode: str, exactly: bool
             nearby will do, and a process that could find out nothing does not try again.
     """
     known = verdicts.find(subject)
-    if known is not None and known.again:  # another process was at it, and may have finished
-        known = verdicts.look_up(subject.key)
-        if known is not None:
-            verdicts.remember(subject, known)
+    if known is None or known.again:
+        known = _refreshed(subject, known)
     if mode in ("off", "trust"):
         return known or Verdict(None, f"{verdicts.UNPROVEN}, and nothing is proven now")
     forced = mode == "force" and (exactly or subject not in _forced)
-    missing = shapes if known is None or forced else _missing(known, shapes, exactly)
-    if known is not None and not missing:
+    if not forced and known is not None and not _missing(known, shapes, exactly):
         return known
-    _forced.add(subject)
-    key = subject.key
-    verdict = _prove_alone(subject, key, missing)
-    if known is not None and known.right:
-        if verdict.kind == "unknown" and not forced:
-            return known  # which stays true
-        if verdict.right:
-            fresh = {speed.shape for speed in verdict.speeds}
-            older = (speed for speed in known.speeds if speed.shape not in fresh)
-            verdict = dataclasses.replace(verdict, speeds=(*verdict.speeds, *older))
-    verdicts.learn(subject, key, verdict)
-    return verdict
+    with _alone() as alone:
+        if not forced:  # what another process has found out until now
+            known = _refreshed(subject, known)
+        missing = shapes if known is None or forced else _missing(known, shapes, exactly)
+        if known is not None and not missing:
+            return known
+        key = subject.key
+        verdict = _announced(subject, key, missing) if alone else Verdict(None, BUSY, again=True)
+        if known is not None and known.right:
+            if verdict.kind == "unknown" and not forced:
+                return known  # which stays true
+            if verdict.right:
+                fresh = {speed.shape for speed in verdict.speeds}
+                older = (speed for speed in known.speeds if speed.shape not in fresh)
+                verdict = dataclasses.replace(verdict, speeds=(*verdict.speeds, *older))
+        if alone:
+            _forced.add(subject)
+        verdicts.learn(subject, key, verdict)
+        return verdict
+
+
+def _refreshed(subject: Subject, known: Verdict | None) -> Verdict | None:
+    """What is on disk now, or else what was known."""
+    found = verdicts.look_up(subject.key)
+    if found is not None:
+        verdicts.remember(subject, found)
+    return found or known
 
 
 def _missing(known: Verdict, shapes: Sequence[Sizes], exactly: bool) -> Sequence[Sizes]:
     """The shapes that a verdict says nothing about."""
     if known.kind == "unknown":
-        return shapes if exactly else []
+        return shapes if exactly or known.again else []
     if known.kind == "wrong":
         return []
     measured = {speed.shape for speed in known.speeds}
     return [shape for shape in shapes if (shape not in measured if exactly else known.near(shape) is None)]
 
 
-def _prove_alone(subject: Subject, key: Key, shapes: Sequence[Sizes]) -> Verdict:
-    """Prove, unless another process is proving: of many workers one does."""
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this process is the one that proves: of many workers one does, and none waits."""
     with contextlib.ExitStack() as stack:
+        alone = True
         try:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / "verdicts.proving", wait=False))
         except BlockingIOError:
-            return Verdict(None, "another process is proving the kernels just now", again=True)
+            alone = False
         except (OSError, RuntimeError, ImportError):
             pass  # no folder to meet in: every process proves for itself
-        own = verdicts.store()
-        changed = [] if own is None else own.changed(key)
-        logger.warning(
-            "negengine: proving the Triton kernels on %s in %s, once per machine%s; this takes seconds, at most %.0f",
-            *(key.device, key.dtype, f" (since the last time changed: {', '.join(changed)})" if changed else "", LIMIT),
-        )
-        verdict = _prove(subject, key, shapes)
+        yield alone
+
+
+def _announced(subject: Subject, key: Key, shapes: Sequence[Sizes]) -> Verdict:
+    """Prove, and say so before and after."""
+    own = verdicts.store()
+    changed = [] if own is None else own.changed(key)
+    since = f" (since the last time changed: {', '.join(changed)})" if changed else ""
+    logger.warning(
+        "negengine: proving the Triton kernels on %s in %s, once per machine%s; this takes seconds, at most %.0f",
+        *(key.device, key.dtype, since, LIMIT),
+    )
+    verdict = _prove(subject, key, shapes)
     level = logging.INFO if verdict.kind in ("proven", "slower") else logging.WARNING
     logger.log(level, "negengine: the Triton kernels on %s in %s: %s%s", key.device, key.dtype, verdict, CONSEQUENCES[verdict.kind])
     return verdict

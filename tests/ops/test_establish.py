@@ -369,6 +369,28 @@ def test_nothing_is_proven_while_a_graph_is_recorded(child, monkeypatch):
 # --- many workers ------------------------------------------------------------------------------------------------
 
 
+def test_what_another_process_has_found_out_is_not_proven_again(child):
+    runs = child()
+    subject = verdicts.Subject(GPU, torch.bfloat16, "auto", "paper")
+    assert verdicts.find(subject) is None  # an operator has asked
+    verdicts.store().put(subject.key, verdicts.Verdict(False, "found by another"))
+    assert settle()[0].reason == "found by another"
+    assert runs.runs == 0
+
+
+def test_between_a_look_and_the_lock_another_process_may_finish(child, monkeypatch):
+    runs, alone = child(), establish._alone
+    subject = verdicts.Subject(GPU, torch.bfloat16, "auto", "paper")
+
+    def late():
+        verdicts.store().put(subject.key, verdicts.Verdict(False, "found by another"))
+        return alone()
+
+    monkeypatch.setattr(establish, "_alone", late)
+    assert settle()[0].reason == "found by another"
+    assert runs.runs == 0
+
+
 def test_while_another_process_proves_the_fallback_serves(child, folder, caplog):
     runs = child()
     folder.mkdir()
