@@ -20,9 +20,7 @@ SHAPE_HELP = (
 
 @one_line_errors
 def verify(
-    dtype: Annotated[
-        list[str] | None, typer.Option(help="Of the tokens; may be repeated. bfloat16 and float16 if left out.")
-    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=DTYPE_HELP)] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="B,T,M,D", help=SHAPE_HELP)] = None,
     search: Annotated[str, typer.Option(help="How the best token is searched.")] = "auto",
     matching: Annotated[str, typer.Option(help="paper or release.")] = "paper",

@@ -1,4 +1,4 @@
-"""Writes the terminal log in docs/proven.md: verdicts under Triton's interpreter on a CPU. Usage: python tests/ops/record_proving.py"""
+"""Writes the terminal log in docs/proven.md, recorded under Triton's interpreter: python tests/ops/record_proving.py"""
 
 from __future__ import annotations
 
