@@ -8,11 +8,12 @@ STAMP  := $(VENV)/.installed
 TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test gates bench gpu fuzz lint train clean
+.PHONY: help install demo test test-all test-rest gates bench gpu fuzz lint train clean
 SECONDS_EACH ?= 600
+EXAMPLES ?= 12
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(if $(filter $(VENV)/bin/python,$(PY)),$(STAMP)) ## the virtual environment with everything in it
 
@@ -25,8 +26,17 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.* ker
 demo: install ## the same seeds without and with NegToMe: picture, table, JSON
 	$(PY) -m negengine.cli demo --output $(OUT)/demo
 
-test: install ## the tests
-	$(PY) -m pytest
+# a process per core, each with one thread; a process takes about 1 GB
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup $(TESTS)
+
+test: install ## the tests that guard every change; TESTS='-k flux' for some of them
+	NEGENGINE_EXAMPLES=$(EXAMPLES) $(PYTEST) -m 'not exhaustive'
+
+test-all: install ## every test
+	$(PYTEST)
+
+test-rest: install ## what `make test` leaves out: exhaustive cases, and the contract with all its examples
+	$(PYTEST) -m 'exhaustive or examples'
 
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write

@@ -27,6 +27,10 @@ class BuildWithLibrary(build_py):
         if reason is not None:
             self.warn(f"negengine is installed without its native CPU kernels and will run on PyTorch alone: {reason}")
 
+    def find_package_modules(self, package, package_dir):
+        """Without negengine/kernels.py, which finds the kernels of a checkout."""
+        return [module for module in super().find_package_modules(package, package_dir) if module[:2] != ("negengine", "kernels")]
+
 
 class PlatformWheel(bdist_wheel):
     """The library is of one platform, but of no Python version."""

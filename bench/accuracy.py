@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from negengine import ops
-from negengine.cli.environment import machine, versions
+from negengine.environment import machine, versions
 from negengine.ops import registry
 
 Draw = Callable[[int, int, torch.Generator], Tensor]  # tokens, channels, generator; `common` parts come from the first draw

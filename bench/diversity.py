@@ -24,7 +24,7 @@ from torch import Tensor
 
 import negengine
 from negengine import metrics, models
-from negengine.cli.environment import machine, versions
+from negengine.environment import machine, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "diversity"

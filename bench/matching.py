@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from negengine import reference
-from negengine.cli.environment import machine, versions
+from negengine.environment import machine, versions
 
 TOKENS, CHANNELS, SEEDS = 1024, 640, 5
 RESULT = Path(__file__).resolve().parent / "results" / "matching.json"

@@ -1,4 +1,4 @@
-"""In a checkout the kernels lie beside this package; in an installation the package ``negengine/kernels`` stands before this file."""
+"""Finds the kernels of a checkout, which lie beside this package; an installation has them in it and lacks this file."""
 
 from pathlib import Path
 

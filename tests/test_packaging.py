@@ -1,7 +1,10 @@
 """What a wheel holds."""
 
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -14,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def built(tmp_path_factory):
     """The wheel of a copy of the tree without what git ignores; building in place would leave a build folder behind."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -38,8 +41,13 @@ def wheel(tmp_path_factory):
     ]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = out.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
-        yield path.name, archive.namelist()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    with zipfile.ZipFile(built) as archive:
+        return built.name, archive.namelist()
 
 
 def test_kernels_are_installed_inside_the_package_only(wheel):
@@ -52,7 +60,7 @@ def test_kernels_are_installed_inside_the_package_only(wheel):
 
 def test_every_module_of_the_tree_is_in_the_wheel(wheel):
     _, names = wheel
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "negengine").rglob("*.py")}
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "negengine").rglob("*.py")} - {"negengine/kernels.py"}
     modules |= {"negengine/" + p.relative_to(ROOT).as_posix() for p in (ROOT / "kernels").rglob("*.py")}
     assert modules <= set(names)
 
@@ -70,4 +78,30 @@ def test_the_version_is_said_once(wheel):
 
 
 def test_kernels_are_the_folder_at_the_top():
-    assert Path(kernels.__file__).parent == ROOT / "kernels"
+    assert [Path(folder) for folder in kernels.__path__] == [ROOT / "kernels"]
+
+
+def test_kernels_are_found_in_an_installation(built, tmp_path):
+    """By the package alone: the file that finds them in a checkout is not there."""
+    with zipfile.ZipFile(built) as archive:
+        assert "negengine/kernels.py" not in archive.namelist()
+        archive.extractall(tmp_path)
+    assert runs_in(tmp_path) == str(tmp_path / "negengine" / "kernels")
+
+
+def test_kernels_are_found_in_a_checkout_that_was_never_installed(tmp_path):
+    for folder in ("negengine", "kernels"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "checkpoints", "libnegengine*")
+        )
+    assert runs_in(tmp_path) == str(tmp_path / "kernels")
+
+
+def runs_in(folder):
+    """Where a Python that knows this folder, and of what is installed all but negengine, finds the kernels that it runs."""
+    code = "import torch; from negengine import kernels, ops; ops.match(torch.randn(1, 4, 3), torch.randn(5, 3)); print(*kernels.__path__)"
+    path = os.pathsep.join([str(folder), sysconfig.get_path("purelib")])
+    command = [sys.executable, "-S", "-c", code]  # -S: without the finder of an editable installation
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

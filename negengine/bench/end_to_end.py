@@ -14,7 +14,7 @@ from negengine.bench.interleave import Timing, interleave
 from negengine.bench.published import published_backend
 from negengine.bench.stacks import IMAGES, Stack, build
 from negengine.bench.variants import dtype_name, usable
-from negengine.diffusers.families import with_family_defaults
+from negengine.diffusers import families
 
 WITHOUT, PUBLISHED, AGAIN = "without", "published", "without (again)"
 PROMPTS = 2
@@ -50,7 +50,7 @@ def measure_pipeline(name: str, device: str, rounds: int) -> list[dict[str, Any]
     for case, (backend, search) in engines(device, plain.dtype).items():
         own = dataclasses.replace(settings, backend=backend, search=search)
         pipes[case] = negengine.apply(models.load(name, device=device), own)
-    full = with_family_defaults(settings, plain)
+    full = families.with_family_defaults(settings, plain)
     theirs = dataclasses.replace(settings, backend=published_backend(IMAGES, full.alpha, full.threshold))
     pipes[PUBLISHED] = negengine.apply(models.load(name, device=device), theirs)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from negengine.cli.environment import machine, versions
+from negengine.environment import machine, versions
 
 SCHEMA = 1
 
@@ -28,9 +28,13 @@ def instruction_set() -> str | None:
 
 
 class Results:
-    """A file that is written whole after each case, so that a run that is stopped leaves what it has."""
+    """A file that is written whole after each case, so that a run that is stopped leaves what it has.
 
-    def __init__(self, path: Path, what: str) -> None:
+    Args:
+        proceed: add to the file if it is there already, as several processes of one run do one after another.
+    """
+
+    def __init__(self, path: Path, what: str, proceed: bool = False) -> None:
         self.path = path
         self.document: dict[str, Any] = {
             "schema": SCHEMA,
@@ -43,6 +47,8 @@ class Results:
             "checks": [],
             "rows": [],
         }
+        if proceed and path.exists():
+            self.document = json.loads(path.read_text())
 
     def add(self, rows: Sequence[Any], check: Mapping[str, Any] | None = None, left_out: Mapping[str, str] | None = None) -> None:
         """Rows are dataclasses or mappings; ``check`` is the machine before and after; ``left_out`` name -> reason."""

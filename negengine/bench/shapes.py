@@ -69,3 +69,19 @@ SCALING = {
     "T": tuple(Shape(f"T={t}", 4, t, 640) for t in (256, 512, 1024, 2048, 4096, 8192, 16384)),
     "D": tuple(Shape(f"D={d}", 4, 1024, d) for d in (64, 128, 256, 512, 1024, 2048, 4096)),
 }
+
+
+def shape_named(name: str) -> Shape:
+    """A shape of ``SHAPES``, or the one whose images, tokens and channels the name spells, like ``4x1024x640``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name in SHAPES:
+        return SHAPES[name]
+    sizes = name.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(
+            f"unknown shape {name!r}; there are {', '.join(SHAPES)}, or any as IMAGESxTOKENSxCHANNELS, like 4x1024x640"
+        )
+    return Shape(name, *map(int, sizes))

@@ -17,10 +17,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from negengine import metrics
-from negengine.cli.environment import machine, versions
 from negengine.cli.errors import one_line_errors
 from negengine.cli.sheet import Row, sheet, stack
 from negengine.diffusers.families import with_family_defaults
+from negengine.environment import machine, versions
 from negengine.methods import NegToMe
 
 GROUP = 4

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from negengine import ops, reference
-from negengine.cli.environment import machine, versions
+from negengine.environment import machine, versions
 from negengine.kernels.cpu import library
 from negengine.ops import cpu, registry
 

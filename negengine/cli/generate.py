@@ -14,9 +14,9 @@ import typer
 from PIL import Image, PngImagePlugin
 from rich.console import Console
 
-from negengine.cli.environment import versions
 from negengine.cli.errors import one_line_errors
 from negengine.diffusers.families import with_family_defaults
+from negengine.environment import versions
 from negengine.methods import NegToMe, ReferenceImage
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

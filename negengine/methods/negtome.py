@@ -7,11 +7,13 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from negengine.ops import registry
 from negengine.reference import MATCHINGS, MODES
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Alpha = float | tuple[float, ...] | Callable[[float], float]
 
@@ -35,6 +37,8 @@ class ReferenceImage:
     noise: bool = True
 
     def __post_init__(self) -> None:
+        from PIL import Image  # settings without a picture need no Pillow
+
         if not isinstance(self.image, Image.Image):
             raise TypeError(f"the reference picture must be a PIL image, got {type(self.image).__name__}")
         if not all(self.image.size):

@@ -38,25 +38,26 @@ def sites(model):
         yield Site(f"blocks.{i}.out", f"blocks.{i}.out", "input")
 
 
+TOY = Family(
+    name="Toy",
+    component="transformer",
+    pipelines=("ToyPipeline",),
+    matches=lambda module: isinstance(module, Toy),
+    defaults={"alpha": 0.9, "threshold": 0.2, "timesteps": (0, 1000), "blocks": ("blocks",), "min_grid": 3},
+    sites=sites,
+    sample="hidden_states",
+    batched=("encoder_hidden_states",),
+    text_tokens=lambda inputs: inputs["encoder_hidden_states"].shape[1],
+    latent_size=lambda inputs: tuple(inputs["hidden_states"].shape[-2:]),
+    token_grids=lambda height, width: {height * width: (height, width)},
+    pack=lambda latents: latents,
+)
+
+
 @pytest.fixture
 def toy_family(monkeypatch):
-    monkeypatch.setattr(families, "_FAMILIES", list(families._FAMILIES))
-    register_family(
-        Family(
-            name="Toy",
-            component="transformer",
-            pipelines=("ToyPipeline",),
-            matches=lambda module: isinstance(module, Toy),
-            defaults={"alpha": 0.9, "threshold": 0.2, "timesteps": (0, 1000), "blocks": ("blocks",), "min_grid": 3},
-            sites=sites,
-            sample="hidden_states",
-            batched=("encoder_hidden_states",),
-            text_tokens=lambda inputs: inputs["encoder_hidden_states"].shape[1],
-            latent_size=lambda inputs: tuple(inputs["hidden_states"].shape[-2:]),
-            token_grids=lambda height, width: {height * width: (height, width)},
-            pack=lambda latents: latents,
-        )
-    )
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    register_family(TOY)
 
 
 def expected(model, x, text):
@@ -99,3 +100,25 @@ def test_messages_name_it(toy_family):
 def test_unregistered_it_is_refused():
     with pytest.raises(TypeError, match="does not know Toy"):
         negengine.apply(Toy(), negengine.NegToMe())
+
+
+def test_a_name_is_taken_once(toy_family):
+    with pytest.raises(ValueError, match="family 'Toy' is registered already"):
+        register_family(TOY)
+
+
+def test_a_family_can_be_registered_for_a_while():
+    """A second of that name does not displace the first."""
+    with families.registered(TOY):
+        with pytest.raises(ValueError, match="registered already"), families.registered(TOY):
+            pass
+        assert families.find_denoiser(Toy())[1] is TOY
+    with pytest.raises(TypeError, match="does not know Toy"):
+        families.find_denoiser(Toy())
+
+
+def test_it_is_gone_after_an_error_too():
+    with pytest.raises(RuntimeError, match="on purpose"), families.registered(TOY):
+        raise RuntimeError("on purpose")
+    with pytest.raises(TypeError, match="does not know Toy"):
+        families.find_denoiser(Toy())

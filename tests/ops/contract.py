@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hypothesis import strategies as st
 
 from negengine import ops
 from negengine.ops import registry
@@ -109,21 +108,6 @@ def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == "images_inside":
         return x.transpose(0, 1).contiguous().transpose(0, 1)
     return x
-
-
-kinds = st.sampled_from(KINDS)
-layouts = st.sampled_from(LAYOUTS)
-seeds = st.integers(0, 2**31 - 1)
-lengths = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33, 64, 65, 70]))
-channels = st.one_of(st.integers(1, 9), st.sampled_from([16, 31, 33, 64, 65]))
-
-
-@st.composite
-def masks(draw: st.DrawFn, *shape: int) -> torch.Tensor | None:
-    share = draw(st.sampled_from([None, 0.0, 0.1, 0.5, 1.0]))
-    if share is None:
-        return None
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(draw(seeds))) < share
 
 
 # --- oracle ------------------------------------------------------------------------------------------------------

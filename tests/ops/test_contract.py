@@ -1,48 +1,26 @@
 """Every usable backend keeps the numeric contract, on data that searches have trouble with."""
 
-import os
-
 import pytest
 import torch
-from contract import (
-    Case,
-    cases,
-    channels,
-    check_arithmetic,
-    check_match,
-    check_merge,
-    kinds,
-    laid_out,
-    layouts,
-    lengths,
-    masks,
-    same_bits,
-    seeds,
-    tokens,
-)
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
+from contract import Case, cases, check_arithmetic, check_match, check_merge, laid_out, same_bits, tokens
+from examples import Draw, examples
 
 from negengine import ops
 from negengine.reference import group_references
 
 CASES = pytest.mark.parametrize("case", cases(), ids=str)
-# a failure is not made smaller: seeds do not shrink to anything that reads better
-COUNT = int(os.environ.get("NEGENGINE_EXAMPLES", "50"))  # fewer where a backend runs in an interpreter
-EXAMPLES = settings(max_examples=COUNT, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
-alphas = st.sampled_from([0.9, 1.5, 0.1, -0.3, -1.0, 0.0])
-thresholds = st.sampled_from([-1.0, 0.0, 0.3, 0.65, 0.95, 1.0])
+ALPHAS = (0.9, 1.5, 0.1, -0.3, -1.0, 0.0)
+THRESHOLDS = (-1.0, 0.0, 0.3, 0.65, 0.95, 1.0)
 
 
 @CASES
-@EXAMPLES
-@given(data=st.data())
-def test_match(case: Case, data):
-    B, T, M, D = data.draw(st.integers(1, 3)), data.draw(lengths), data.draw(lengths), data.draw(channels)
-    x = laid_out(tokens(data.draw(kinds), B, T, D, data.draw(seeds), case.dtype, case.device), data.draw(layouts))
-    shared = data.draw(st.booleans())
-    r = laid_out(tokens(data.draw(kinds), B, M, D, data.draw(seeds), case.dtype, case.device), data.draw(layouts))
-    mask = data.draw(masks(*([M] if data.draw(st.booleans()) else [B, M])))
+@examples
+def test_match(case: Case, draw: Draw):
+    B, T, M, D = draw.integer(1, 3), draw.length(), draw.length(), draw.channels()
+    x = laid_out(tokens(draw.kind(), B, T, D, draw.seed(), case.dtype, case.device), draw.layout())
+    shared = draw.flag()
+    r = laid_out(tokens(draw.kind(), B, M, D, draw.seed(), case.dtype, case.device), draw.layout())
+    mask = draw.mask(*([M] if draw.flag() else [B, M]))
     device_mask = None if mask is None else mask.to(case.device)
     cosine, index = ops.match(x, r[0] if shared else r, device_mask, **case.names)
     assert cosine.dtype == torch.float32
@@ -54,28 +32,26 @@ def test_match(case: Case, data):
 
 
 @CASES
-@EXAMPLES
-@given(data=st.data())
-def test_match_release(case: Case, data):
-    T, D = data.draw(lengths), data.draw(channels)
-    x = laid_out(tokens(data.draw(kinds), 2, T, D, data.draw(seeds), case.dtype, case.device), data.draw(layouts))
-    r = tokens(data.draw(kinds), 1, T, D, data.draw(seeds), case.dtype, case.device)[0]
-    mask = data.draw(masks(T))
+@examples
+def test_match_release(case: Case, draw: Draw):
+    T, D = draw.length(), draw.channels()
+    x = laid_out(tokens(draw.kind(), 2, T, D, draw.seed(), case.dtype, case.device), draw.layout())
+    r = tokens(draw.kind(), 1, T, D, draw.seed(), case.dtype, case.device)[0]
+    mask = draw.mask(T)
     cosine, index = ops.match(x, r, None if mask is None else mask.to(case.device), "release", **case.names)
     for b in range(2):
         check_match(x[b].cpu(), r.cpu(), mask, "release", cosine[b].cpu(), index[b].cpu(), case.delta)
 
 
 @CASES
-@EXAMPLES
-@given(data=st.data())
-def test_negtome(case: Case, data):
-    T, D = data.draw(lengths), data.draw(channels)
-    matching = data.draw(st.sampled_from(["paper", "release"]))
-    M = T if matching == "release" else data.draw(lengths)
-    alpha, threshold = data.draw(alphas), data.draw(thresholds)
-    x = laid_out(tokens(data.draw(kinds), 2, T, D, data.draw(seeds), case.dtype, case.device), data.draw(layouts))
-    r = tokens(data.draw(kinds), 2, M, D, data.draw(seeds), case.dtype, case.device)
+@examples
+def test_negtome(case: Case, draw: Draw):
+    T, D = draw.length(), draw.channels()
+    matching = draw.one_of(("paper", "release"))
+    M = T if matching == "release" else draw.length()
+    alpha, threshold = draw.one_of(ALPHAS), draw.one_of(THRESHOLDS)
+    x = laid_out(tokens(draw.kind(), 2, T, D, draw.seed(), case.dtype, case.device), draw.layout())
+    r = tokens(draw.kind(), 2, M, D, draw.seed(), case.dtype, case.device)
     before = x.clone()
     y = ops.negtome(x, r, alpha, threshold, matching=matching, **case.names)
     _, index = ops.match(x, r, matching=matching, **case.names)
@@ -86,22 +62,19 @@ def test_negtome(case: Case, data):
 
 
 @CASES
-@EXAMPLES
-@given(data=st.data())
-def test_negtome_in_place(case: Case, data):
+@examples
+def test_negtome_in_place(case: Case, draw: Draw):
     """Any table of references, several images each, padded anywhere; per-image alpha, masks, dropout, own or other bank."""
-    B, T, D, K = data.draw(st.integers(1, 4)), data.draw(lengths), data.draw(channels), data.draw(st.integers(1, 3))
-    x = laid_out(tokens(data.draw(kinds), B, T, D, data.draw(seeds), case.dtype, case.device), "skips_tokens")
-    own = data.draw(st.booleans())
-    R, M = (B, T) if own else (data.draw(st.integers(1, 3)), data.draw(lengths))
-    bank = (
-        None if own else laid_out(tokens(data.draw(kinds), R, M, D, data.draw(seeds), case.dtype, case.device), data.draw(layouts))
-    )
-    table = data.draw(st.lists(st.lists(st.integers(-1, R - 1), min_size=K, max_size=K), min_size=B, max_size=B))
+    B, T, D, K = draw.integer(1, 4), draw.length(), draw.channels(), draw.integer(1, 3)
+    x = laid_out(tokens(draw.kind(), B, T, D, draw.seed(), case.dtype, case.device), "skips_tokens")
+    own = draw.flag()
+    R, M = (B, T) if own else (draw.integer(1, 3), draw.length())
+    bank = None if own else laid_out(tokens(draw.kind(), R, M, D, draw.seed(), case.dtype, case.device), draw.layout())
+    table = [[draw.integer(-1, R - 1) for _ in range(K)] for _ in range(B)]
     references = torch.tensor(table, dtype=torch.int32, device=case.device)
-    alpha = data.draw(st.lists(alphas, min_size=B, max_size=B))
-    threshold = data.draw(thresholds)
-    mask, keep = data.draw(masks(R, M)), data.draw(masks(B, T))
+    alpha = [draw.one_of(ALPHAS) for _ in range(B)]
+    threshold = draw.one_of(THRESHOLDS)
+    mask, keep = draw.mask(R, M), draw.mask(B, T)
     there = [None if t is None else t.to(case.device) for t in (mask, keep)]
 
     before = x.clone()

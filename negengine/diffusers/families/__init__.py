@@ -1,12 +1,13 @@
 """What the plug-in must know of a model family, and which families there are.
 
-A new family is a new file that builds one :class:`Family` and a line in ``_FAMILIES``; from outside the package,
+A new family is a new file that builds one :class:`Family` and a line at the end of this one; from outside the package,
 :func:`register_family` does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +68,24 @@ class Family:
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
 
-_FAMILIES: list[Family] = []
+_FAMILIES: dict[str, Family] = {}  # the first that fits a denoiser is taken
 
 
 def register_family(family: Family) -> None:
-    """Make ``apply`` accept the denoisers of another family."""
-    _FAMILIES.append(family)
+    """Make ``apply`` accept the denoisers of another family; raises ValueError if there is one of that name."""
+    if family.name in _FAMILIES:
+        raise ValueError(f"family {family.name!r} is registered already")
+    _FAMILIES[family.name] = family
+
+
+@contextmanager
+def registered(family: Family) -> Iterator[Family]:
+    """As :func:`register_family`, for the duration of a ``with``."""
+    register_family(family)
+    try:
+        yield family
+    finally:
+        del _FAMILIES[family.name]
 
 
 def find_denoiser(target: Any) -> tuple[nn.Module, Family]:
@@ -84,15 +97,15 @@ def find_denoiser(target: Any) -> tuple[nn.Module, Family]:
     if isinstance(target, nn.Module):
         candidates = [target]
     else:
-        components = dict.fromkeys(family.component for family in _FAMILIES)
+        components = dict.fromkeys(family.component for family in _FAMILIES.values())
         candidates = [c for name in components if isinstance(c := getattr(target, name, None), nn.Module)]
     for candidate in candidates:
         denoiser = getattr(candidate, "_orig_mod", candidate)  # torch.compile's wrapper
-        for family in _FAMILIES:
+        for family in _FAMILIES.values():
             if family.matches(denoiser):
                 return denoiser, family
     inside = f" (its denoiser is a {type(candidates[0]).__name__})" if candidates and candidates[0] is not target else ""
-    supported = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in _FAMILIES)
+    supported = "; ".join(f"{family.name}: {', '.join(family.pipelines)}" for family in _FAMILIES.values())
     raise TypeError(
         f"negengine does not know {type(target).__name__}{inside}. It knows {supported}, and their denoisers. "
         "To add a family, describe it with negengine.diffusers.Family and register_family (docs/families.md)."
