@@ -13,8 +13,9 @@ from negengine import ops
 from negengine.cli.errors import one_line_errors
 
 DTYPES = ("bfloat16", "float16")
+DTYPE_HELP = "Of the tokens; may be repeated. bfloat16 and float16 if left out."
 SHAPE_HELP = (
-    "Time calls of B images, T source and M reference tokens, D channels; may be repeated. Those of SDXL and FLUX.1 if left out."
+    "Of calls to be timed: images, source and reference tokens, channels; may be repeated. Those of real models if left out."
 )
 
 
