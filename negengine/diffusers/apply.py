@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from negengine import ops
 from negengine.diffusers.families import Family, Site, find_denoiser
 from negengine.diffusers.listen import MethodListener
 from negengine.diffusers.report import Status
 from negengine.diffusers.run import Run
 from negengine.methods import NegToMe
-from negengine.ops import registry, verdicts
+from negengine.ops import Verdict, registry, verdicts
 from negengine.ops.establish import settle
 
 Target = TypeVar("Target")
@@ -134,7 +133,7 @@ def select(sites: list[Site], patterns: Sequence[str], family: Family) -> list[S
 
 def _prove_kernels(
     denoiser: nn.Module, sites: Sequence[Site], settings: NegToMe, devices: Iterable[torch.device], dtype: torch.dtype
-) -> list[ops.Verdict]:
+) -> list[Verdict]:
     """On GPUs the kernels prove themselves before they are first used."""
     modules = [(site.where, denoiser.get_submodule(site.path)) for site in sites]
     channels = {getattr(module, "in_features" if where == "input" else "out_dim", 0) for where, module in modules}

@@ -38,6 +38,9 @@ CONSEQUENCES = {
 BUSY = "another process is proving the kernels just now"
 CHILD = "import sys; from pathlib import Path; from negengine.ops.prove import main; main(Path(sys.argv[1]))"
 
+# what is timed where nothing else is said: (B, T, M, D) of attention in SDXL and FLUX.1, four images of a prompt
+SHAPES: tuple[Sizes, ...] = ((4, 1024, 1024, 1280), (4, 4096, 4096, 640), (4, 2304, 2304, 3072), (4, 4096, 4096, 3072))
+
 _forced: set[Subject] = set()  # proven anew in this process, as NEGENGINE_VERIFY=force wants it
 
 
@@ -54,8 +57,7 @@ def verify(
     Args:
         device: a GPU; the current one if None.
         dtype, search, matching: of the calls that the verdict is to hold for.
-        shapes: ``(B, T, M, D)`` of calls to be timed: images, source tokens, reference tokens, channels. Those of SDXL and FLUX.1
-            if None.
+        shapes: ``(B, T, M, D)`` of calls to be timed: images, source tokens, reference tokens, channels. ``SHAPES`` if None.
         mode: ``"auto"`` (proves what is not known), ``"force"`` (proves anew), ``"off"`` or ``"trust"`` (proves nothing); the
             value of ``NEGENGINE_VERIFY`` if None.
 
@@ -69,7 +71,7 @@ def verify(
     mode = verify_mode(mode)
     if matching not in MATCHINGS:
         raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
-    sizes = default_shapes() if shapes is None else [verdicts.sizes_of(shape) for shape in shapes]
+    sizes = SHAPES if shapes is None else tuple(verdicts.sizes_of(shape) for shape in shapes)
     if matching == "release" and any(T != M for _, T, M, _ in sizes):
         raise ValueError("matching='release' is defined for as many reference as source tokens; give shapes with T == M")
     place = _device(device)
@@ -95,7 +97,7 @@ def settle(
     if not gpus:
         return []
     mode, found, wanted = verify_mode(), [], set(channels)
-    shapes = [shape for shape in default_shapes() if shape[3] in wanted] or default_shapes()
+    shapes = tuple(shape for shape in SHAPES if shape[3] in wanted) or SHAPES
     if being_recorded():
         mode = "off"
     verdicts.unpin()
@@ -103,13 +105,6 @@ def settle(
         if registry.find("triton", device, dtype, search)[0] is not None:
             found.append(_verdict(Subject(device, dtype, search, matching), shapes, mode))
     return found
-
-
-def default_shapes() -> list[Sizes]:
-    """Those of the benchmarks: attention of SDXL and FLUX.1, four images of a prompt."""
-    from negengine.bench.shapes import SHAPES
-
-    return [(shape.images, shape.tokens, shape.tokens, shape.channels) for shape in SHAPES.values()]
 
 
 def being_recorded() -> bool:
@@ -200,7 +195,7 @@ def _alone() -> Iterator[bool]:
 def _announced(subject: Subject, key: Key, shapes: Sequence[Sizes]) -> Verdict:
     """Prove, and say so before and after."""
     own = verdicts.store()
-    changed = [] if own is None else own.changed(key)
+    changed = [] if own is None or own.get(key) is not None else own.changed(key)
     since = f" (since the last time changed: {', '.join(changed)})" if changed else ""
     logger.warning(
         "negengine: proving the Triton kernels on %s in %s, once per machine%s; this takes seconds, at most %.0f",

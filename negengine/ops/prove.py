@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from negengine import reference
+from negengine.interleave import interleave, interleave_graphs
 from negengine.reference import group_references, is_disjoint
 
 # how far below the best cosine a choice may be; in `exact` search always as for float32
@@ -324,7 +325,6 @@ def rounds(shape: Sequence[int], device: torch.device, dtype: torch.dtype, searc
     The fallback has no quantised search: there it searches exactly, as it would for a caller who leaves the search to it.
     """
     from negengine import ops
-    from negengine.bench.interleave import interleave, interleave_graphs
 
     B, T, M, D = shape
     generator = torch.Generator().manual_seed(0)

@@ -8,9 +8,9 @@ import torch
 import negengine
 from negengine import models
 from negengine.bench import end_to_end, stacks
-from negengine.bench.interleave import Timing
 from negengine.bench.stacks import STACKS, Stack, build
 from negengine.bench.variants import usable
+from negengine.interleave import Timing
 from negengine.ops import registry
 
 OURS = " ".join(usable("cpu", torch.float32)[0])  # the preferred backend and search

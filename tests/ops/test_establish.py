@@ -135,7 +135,13 @@ def test_the_shapes_of_a_pipeline_are_those_of_its_channels(child):
     another_process()
     Path(os.environ["XDG_CACHE_HOME"], "negengine", "verdicts.json").unlink()
     settle([99])
-    assert [tuple(shape) for shape in runs.requests[2]["shapes"]] == establish.default_shapes()
+    assert [tuple(shape) for shape in runs.requests[2]["shapes"]] == list(establish.SHAPES)
+
+
+def test_the_shapes_are_those_of_the_benchmarks():
+    from negengine.bench.shapes import SHAPES
+
+    assert tuple((s.images, s.tokens, s.tokens, s.channels) for s in SHAPES.values()) == establish.SHAPES
 
 
 # --- children that do something else -----------------------------------------------------------------------------
