@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from negengine import reference
 from negengine.interleave import interleave, interleave_graphs
+from negengine.ops.negtome import negtome, negtome_
+from negengine.ops.verdicts import Subject
+from negengine.reference import cosine as similarities
 from negengine.reference import group_references, is_disjoint
 
 # how far below the best cosine a choice may be; in `exact` search always as for float32
@@ -154,8 +156,6 @@ def guarded(values: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def fault(case: Case, backend: str, device: torch.device, dtype: torch.dtype, search: str, matching: str) -> str | None:
     """What a backend does wrong in a case; None if nothing."""
-    from negengine import ops
-
     given = inputs(case, dtype)
     table, alpha = given.table.to(device), given.alpha.to(device)
     mask, keep = (None if t is None else t.to(device) for t in (given.mask, given.keep))
@@ -169,7 +169,7 @@ def fault(case: Case, backend: str, device: torch.device, dtype: torch.dtype, se
         counters[1:4] = 0
         disjoint = bank is None and is_disjoint(given.table)
         cosine, index = torch.ops.negengine.match(x, bank, table, mask, **settings)
-        ops.negtome_(x, table, alpha, threshold, bank, mask, keep, counters[1:4], disjoint=disjoint, **settings)
+        negtome_(x, table, alpha, threshold, bank, mask, keep, counters[1:4], disjoint=disjoint, **settings)
         outputs.append([t.cpu() for t in (cosine, index, x)])
         counts.append(counters.tolist())
         for rows in (buffer, bank_buffer):
@@ -240,7 +240,7 @@ def match_fault(
         return "a token was matched that must not be"
     if not bool(some.any()):
         return None
-    index, s = index[some], reference.cosine(asking[some].double(), rows.double())
+    index, s = index[some], similarities(asking[some].double(), rows.double())
     if bool(((index < 0) | (index >= len(rows))).any()) or not bool(may[index].all()):
         return "a token was chosen that must not be"
     chosen = s.gather(1, index[:, None])[:, 0]
@@ -307,12 +307,10 @@ def witness(nonce: str, matching: str) -> str:
 
 
 def computed_witness(nonce: str, backend: str, device: torch.device, dtype: torch.dtype, search: str, matching: str) -> str:
-    from negengine import ops
-
     rows, twice, _ = witness_rows(nonce, matching)
     r = torch.tensor(rows, dtype=dtype, device=device)
     x = 2 * r[torch.tensor(twice, device=device)][None]
-    y = ops.negtome(x, r, 0.5, 0.9, matching=matching, search=search, backend=backend).float().flatten().tolist()
+    y = negtome(x, r, 0.5, 0.9, matching=matching, search=search, backend=backend).float().flatten().tolist()
     return hashlib.sha256(struct.pack(f"<{len(y)}f", *y)).hexdigest()
 
 
@@ -324,8 +322,6 @@ def rounds(shape: Sequence[int], device: torch.device, dtype: torch.dtype, searc
 
     The fallback has no quantised search: there it searches exactly, as it would for a caller who leaves the search to it.
     """
-    from negengine import ops
-
     B, T, M, D = shape
     generator = torch.Generator().manual_seed(0)
     original = tokens("near", B, T, D, generator).to(device, dtype)
@@ -336,7 +332,7 @@ def rounds(shape: Sequence[int], device: torch.device, dtype: torch.dtype, searc
 
     def call(name: str, backend: str, search: str) -> Callable[[], object]:
         settings: dict[str, Any] = {"matching": matching, "search": search, "backend": backend, "disjoint": bank is None}
-        return lambda: ops.negtome_(x[name], table, alpha, threshold, bank, **settings)
+        return lambda: negtome_(x[name], table, alpha, threshold, bank, **settings)
 
     variants = {
         "kernels": call("kernels", "triton", search),
@@ -383,8 +379,6 @@ def blames_kernels(error: BaseException) -> bool:
 
 def prove(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
     """Try everything that was requested; ``say`` sends a part of the answer."""
-    from negengine.ops.verdicts import Subject
-
     device, dtype = find_device(request), getattr(torch, request["dtype"])
     how = {"search": request["search"], "matching": request["matching"]}
     say({"nonce": request["nonce"], "key": dataclasses.asdict(Subject(device, dtype, **how).key)})

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from negengine.kernels import call as call_module
 from negengine.kernels.call import Call
 from negengine.kernels.files import JsonFile, cache_folder
 
@@ -135,9 +136,7 @@ def driver() -> str:
 @functools.cache
 def fingerprint() -> str:
     """Of all sources that a verdict rests on."""
-    from negengine import kernels
-
-    folder, here = Path(next(iter(kernels.__path__))), Path(__file__).parent
+    folder, here = Path(call_module.__file__).parent, Path(__file__).parent
     sources = [folder / "call.py", *sorted(folder.glob("triton/*.py")), *sorted(folder.glob("eager/*.py"))]
     sources += [here / name for name in ("triton.py", "eager.py", "negtome.py", "prove.py")]
     digest = hashlib.sha256()
