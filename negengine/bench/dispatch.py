@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from negengine import ops, reference
-from negengine.bench.interleave import interleave
 from negengine.bench.variants import ALPHA, THRESHOLD
+from negengine.interleave import interleave
 from negengine.ops import registry
 from negengine.ops.negtome import as_alpha, as_threshold
 

@@ -10,11 +10,11 @@ import torch
 
 import negengine
 from negengine import models
-from negengine.bench.interleave import Timing, interleave
 from negengine.bench.published import published_backend
 from negengine.bench.stacks import IMAGES, TRANSFORMER_BLOCKS, Stack, build
 from negengine.bench.variants import dtype_name, usable
 from negengine.diffusers import families
+from negengine.interleave import Timing, interleave
 from negengine.ops import registry
 
 WITHOUT, PUBLISHED, AGAIN = "without", "published", "without (again)"

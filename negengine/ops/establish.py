@@ -35,7 +35,11 @@ CONSEQUENCES = {
     "wrong": "; the torch backend is used instead, and `negengine verify --force` tries them again",
     "unknown": "; the torch backend is used until the next process asks again",
 }
+BUSY = "another process is proving the kernels just now"
 CHILD = "import sys; from pathlib import Path; from negengine.ops.prove import main; main(Path(sys.argv[1]))"
+
+# what is timed where nothing else is said: (B, T, M, D) of attention in SDXL and FLUX.1, four images of a prompt
+SHAPES: tuple[Sizes, ...] = ((4, 1024, 1024, 1280), (4, 4096, 4096, 640), (4, 2304, 2304, 3072), (4, 4096, 4096, 3072))
 
 _forced: set[Subject] = set()  # proven anew in this process, as NEGENGINE_VERIFY=force wants it
 
@@ -53,8 +57,7 @@ def verify(
     Args:
         device: a GPU; the current one if None.
         dtype, search, matching: of the calls that the verdict is to hold for.
-        shapes: ``(B, T, M, D)`` of calls to be timed: images, source tokens, reference tokens, channels. Those of SDXL and FLUX.1
-            if None.
+        shapes: ``(B, T, M, D)`` of calls to be timed: images, source tokens, reference tokens, channels. ``SHAPES`` if None.
         mode: ``"auto"`` (proves what is not known), ``"force"`` (proves anew), ``"off"`` or ``"trust"`` (proves nothing); the
             value of ``NEGENGINE_VERIFY`` if None.
 
@@ -68,7 +71,7 @@ def verify(
     mode = verify_mode(mode)
     if matching not in MATCHINGS:
         raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
-    sizes = default_shapes() if shapes is None else [verdicts.sizes_of(shape) for shape in shapes]
+    sizes = SHAPES if shapes is None else tuple(verdicts.sizes_of(shape) for shape in shapes)
     if matching == "release" and any(T != M for _, T, M, _ in sizes):
         raise ValueError("matching='release' is defined for as many reference as source tokens; give shapes with T == M")
     place = _device(device)
@@ -80,7 +83,9 @@ def verify(
     return _verdict(subject, sizes, mode, exactly=True)
 
 
-def settle(devices: Iterable[torch.device], dtype: torch.dtype, search: str, matching: str, channels: Iterable[int]) -> list[Verdict]:
+def settle(
+    devices: Iterable[torch.device], dtype: torch.dtype, search: str, matching: str, channels: Iterable[int]
+) -> list[Verdict]:
     """What ``apply`` and the beginning of a pipeline call do: find or establish a verdict for each GPU.
 
     No trouble of a proof is an error here: the fallback serves. Does nothing on CPUs and while a graph is compiled or captured.
@@ -92,7 +97,7 @@ def settle(devices: Iterable[torch.device], dtype: torch.dtype, search: str, mat
     if not gpus:
         return []
     mode, found, wanted = verify_mode(), [], set(channels)
-    shapes = [shape for shape in default_shapes() if shape[3] in wanted] or default_shapes()
+    shapes = tuple(shape for shape in SHAPES if shape[3] in wanted) or SHAPES
     if being_recorded():
         mode = "off"
     verdicts.unpin()
@@ -100,13 +105,6 @@ def settle(devices: Iterable[torch.device], dtype: torch.dtype, search: str, mat
         if registry.find("triton", device, dtype, search)[0] is not None:
             found.append(_verdict(Subject(device, dtype, search, matching), shapes, mode))
     return found
-
-
-def default_shapes() -> list[Sizes]:
-    """Those of the benchmarks: attention of SDXL and FLUX.1, four images of a prompt."""
-    from negengine.bench.shapes import SHAPES
-
-    return [(shape.images, shape.tokens, shape.tokens, shape.channels) for shape in SHAPES.values()]
 
 
 def being_recorded() -> bool:
@@ -125,55 +123,85 @@ def _device(given: torch.device | str | None) -> torch.device:
 
 
 def _verdict(subject: Subject, shapes: Sequence[Sizes], mode: str, exactly: bool = False) -> Verdict:
-    """The known verdict if it says enough, or else a new one."""
+    """The known verdict if it says enough, or else a new one.
+
+    Args:
+        exactly: the caller asks for these very shapes, and again where nothing could be found out before. Otherwise measurements
+            nearby will do, and a process that could find out nothing does not try again.
+    """
     known = verdicts.find(subject)
-    if known is not None and known.again:
-        known = verdicts.look_up(subject.key) or known  # the other process may have finished
-        verdicts.remember(subject, known)
+    if known is None or known.again:
+        known = _refreshed(subject, known)
     if mode in ("off", "trust"):
         return known or Verdict(None, f"{verdicts.UNPROVEN}, and nothing is proven now")
-    if mode == "force" and (exactly or subject not in _forced):
-        missing = list(shapes)
-    elif known is None or known.again or (exactly and known.kind == "unknown"):
-        missing = list(shapes)
-    elif known.kind in ("wrong", "unknown"):
-        missing = []
-    else:
-        measured = {speed.shape for speed in known.speeds}
-        missing = [s for s in shapes if (s not in measured if exactly else known.near(s) is None)]
-    if not missing:
-        return known  # type: ignore[return-value]  # where there is none, everything is missing
-    _forced.add(subject)
-    key = subject.key
-    verdict = _prove_alone(subject, key, missing)
-    if known is not None and known.kind in ("proven", "slower"):
-        if verdict.kind == "unknown" and mode != "force":
-            return known  # which stays true
-        if verdict.right:
-            fresh = {speed.shape for speed in verdict.speeds}
-            verdict = dataclasses.replace(verdict, speeds=(*verdict.speeds, *(s for s in known.speeds if s.shape not in fresh)))
-    verdicts.learn(subject, key, verdict)
-    return verdict
+    forced = mode == "force" and (exactly or subject not in _forced)
+    if not forced and known is not None and not _missing(known, shapes, exactly):
+        return known
+    with _alone() as alone:
+        if not forced:  # what another process has found out until now
+            known = _refreshed(subject, known)
+        missing = shapes if known is None or forced else _missing(known, shapes, exactly)
+        if known is not None and not missing:
+            return known
+        key = subject.key
+        verdict = _announced(subject, key, missing) if alone else Verdict(None, BUSY, again=True)
+        if known is not None and known.right:
+            if verdict.kind == "unknown" and not forced:
+                return known  # which stays true
+            if verdict.right:
+                fresh = {speed.shape for speed in verdict.speeds}
+                older = (speed for speed in known.speeds if speed.shape not in fresh)
+                verdict = dataclasses.replace(verdict, speeds=(*verdict.speeds, *older))
+        if alone:
+            _forced.add(subject)
+        verdicts.learn(subject, key, verdict)
+        return verdict
 
 
-def _prove_alone(subject: Subject, key: Key, shapes: Sequence[Sizes]) -> Verdict:
-    """Prove, unless another process is proving: of many workers one does."""
+def _refreshed(subject: Subject, known: Verdict | None) -> Verdict | None:
+    """What is on disk now, or else what was known."""
+    found = verdicts.look_up(subject.key)
+    if found is not None:
+        verdicts.remember(subject, found)
+    return found or known
+
+
+def _missing(known: Verdict, shapes: Sequence[Sizes], exactly: bool) -> Sequence[Sizes]:
+    """The shapes that a verdict says nothing about."""
+    if known.kind == "unknown":
+        return shapes if exactly or known.again else []
+    if known.kind == "wrong":
+        return []
+    measured = {speed.shape for speed in known.speeds}
+    return [shape for shape in shapes if (shape not in measured if exactly else known.near(shape) is None)]
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether this process is the one that proves: of many workers one does, and none waits."""
     with contextlib.ExitStack() as stack:
+        alone = True
         try:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / "verdicts.proving", wait=False))
         except BlockingIOError:
-            return Verdict(None, "another process is proving the kernels just now", again=True)
+            alone = False
         except (OSError, RuntimeError, ImportError):
             pass  # no folder to meet in: every process proves for itself
-        own = verdicts.store()
-        changed = [] if own is None else own.changed(key)
-        logger.warning(
-            "negengine: proving the Triton kernels on %s in %s, once per machine%s; this takes seconds, at most %.0f",
-            *(key.device, key.dtype, f" (since the last time changed: {', '.join(changed)})" if changed else "", LIMIT),
-        )
-        verdict = _prove(subject, key, shapes)
+        yield alone
+
+
+def _announced(subject: Subject, key: Key, shapes: Sequence[Sizes]) -> Verdict:
+    """Prove, and say so before and after."""
+    own = verdicts.store()
+    changed = [] if own is None or own.get(key) is not None else own.changed(key)
+    since = f" (since the last time changed: {', '.join(changed)})" if changed else ""
+    logger.warning(
+        "negengine: proving the Triton kernels on %s in %s, once per machine%s; this takes seconds, at most %.0f",
+        *(key.device, key.dtype, since, LIMIT),
+    )
+    verdict = _prove(subject, key, shapes)
     level = logging.INFO if verdict.kind in ("proven", "slower") else logging.WARNING
     logger.log(level, "negengine: the Triton kernels on %s in %s: %s%s", key.device, key.dtype, verdict, CONSEQUENCES[verdict.kind])
     return verdict
@@ -213,9 +241,13 @@ def run_child(folder: Path) -> str | int:
     """
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(  # in a folder where no module of the user's can stand in for another
-        child_command(folder), **silent, cwd=folder, env={**os.environ, "PYTHONPATH": path, verdicts.VARIABLE: "trust"}
+    process = subprocess.Popen(
+        child_command(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,  # where no module of the user's can stand in for another
+        env={**os.environ, "PYTHONPATH": path, verdicts.VARIABLE: "trust"},
     )
     try:
         return process.wait(LIMIT)

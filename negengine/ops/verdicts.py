@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from negengine.kernels import call as call_module
 from negengine.kernels.call import Call
 from negengine.kernels.files import JsonFile, cache_folder, fingerprint_of
 
@@ -35,7 +37,8 @@ ANY_DRIVER = "any"
 GAIN = 0.95  # the kernels are faster where they take at most this share of the fallback's time
 AGREEMENT = 0.8  # in at least this share of the rounds
 QUIET = 0.05  # the noise below which "not faster" is believed without such an agreement
-REACH = 4.0  # how far a measurement carries, in doublings of B, T, M and D together
+REACH = 4.0  # how far a measurement carries, in doublings of the sizes together
+WEIGHTS = (1, 1, 1, 4)  # of B, T, M, D: channels decide how much of the time is multiplication
 
 UNPROVEN = "it has not proved itself on this device yet; `negengine verify` lets it"
 UNMEASURED = "its speed near this shape has not been measured; `negengine verify` with this shape does"
@@ -132,9 +135,7 @@ def driver() -> str:
 @functools.cache
 def fingerprint() -> str:
     """Of all sources that a verdict rests on."""
-    from negengine import kernels
-
-    folder, here = Path(next(iter(kernels.__path__))), Path(__file__).parent
+    folder, here = Path(call_module.__file__).parent, Path(__file__).parent
     sources = [folder / "call.py", *sorted(folder.glob("triton/*.py")), *sorted(folder.glob("eager/*.py"))]
     sources += [here / name for name in ("triton.py", "eager.py", "negtome.py", "prove.py")]
     return fingerprint_of(sources)
@@ -167,7 +168,8 @@ class Speed:
         return cls(shape, statistics.median(kernels), statistics.median(fallback), faster)
 
     def distance(self, shape: Sizes) -> float:
-        return sum(abs(math.log2(a / b)) for a, b in zip(self.shape, shape, strict=True))
+        """How far another shape is, in weighted doublings."""
+        return sum(weight * abs(math.log2(a / b)) for weight, a, b in zip(WEIGHTS, self.shape, shape, strict=True))
 
     def __str__(self) -> str:
         B, T, M, D = self.shape

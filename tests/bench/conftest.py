@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from negengine.bench.interleave import Timing
 from negengine.bench.shapes import Shape
 from negengine.diffusers import families
+from negengine.interleave import Timing
 from negengine.ops import registry
 
 torch.set_num_threads(1)

@@ -8,10 +8,10 @@ import torch
 import negengine
 from negengine import models
 from negengine.bench import end_to_end, stacks
-from negengine.bench.interleave import Timing
 from negengine.bench.stacks import STACKS, TRANSFORMER_BLOCKS, Stack, build
 from negengine.bench.variants import usable
 from negengine.diffusers import families
+from negengine.interleave import Timing
 from negengine.ops import registry
 
 OURS = " ".join(usable("cpu", torch.float32)[0])  # the preferred backend and search
