@@ -10,8 +10,6 @@ from negengine.kernels.triton.rows import (
     EPS,
     NEVER,
     is_finite,
-    power_below_inverse,
-    power_inverse,
     rows_of,
     rows_squared,
     scaled_norm,

@@ -12,9 +12,9 @@ PADDING = tl.constexpr(256)  # weights of an image are padded to a multiple of t
 
 # values of OVERWRITTEN: which keys are overwritten while others may still read them
 NOTHING = tl.constexpr(0)
-UPDATED = tl.constexpr(1)  # images that have references
-ANYTHING = tl.constexpr(2)  # the keys share memory with the output, and nothing more is known
-NOT_READ = tl.constexpr(3)  # images that have references, of which none is one: the caller's promise
+NOT_READ = tl.constexpr(1)  # images that have references, of which none is one: the caller's promise
+UPDATED = tl.constexpr(2)  # images that have references
+ANYTHING = tl.constexpr(3)  # the keys share memory with the output, and nothing more is known
 
 NORMS_SIZES = [
     "x_b", "x_t", "bank_b", "bank_t", "mask_b", "mask_t", "B", "K", "T", "M", "D", "weights", "padded", "R", "tiles",
@@ -96,14 +96,14 @@ def norms_kernel(
     if image < key_images:
         exists, token = row < M, tl.minimum(row, M - 1).to(tl.int64)
         updated = False
-        if RELEASE or OWN or OVERWRITTEN == UPDATED or OVERWRITTEN == NOT_READ:  # then the keys' images are those of x
+        if RELEASE or OWN or (OVERWRITTEN > NOTHING and OVERWRITTEN < ANYTHING):  # then the keys' images are those of x
             updated = is_updated(references, image, K, R)
         referenced = is_referenced(references, image, B * K)
         used = updated if RELEASE else referenced
         both = used
-        if OVERWRITTEN == UPDATED or OVERWRITTEN == NOT_READ:
+        if OVERWRITTEN > NOTHING and OVERWRITTEN < ANYTHING:
             both = used & updated
-        MOVES: tl.constexpr = OVERWRITTEN == UPDATED or OVERWRITTEN == ANYTHING
+        MOVES: tl.constexpr = OVERWRITTEN >= UPDATED
         if MOVES:
             tl.store(moved + image, both.to(tl.int32))
         asks = False

@@ -141,9 +141,9 @@ ARCHITECTURES = {
 GENERIC = Architecture("generic", 48 * KIB, 64)
 INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
 
-# For 16 bits, the better first where as many programs would be as busy. sm_90: 128 x 256 puts least strain on the cache; 256 x 128 is
-# the tile that served before it; two blocks of 128 x 128 per processor hide each other's reductions, for few channels. All by
-# prediction: not yet measured.
+# For 16 bits, the better first where as many programs would be as busy. sm_90: 128 x 256 reduces fewer rows for the same product;
+# 256 x 128 is the tile that served before it; two blocks of 128 x 128 per processor hide each other's reductions. All this is
+# predicted, not yet measured.
 _HALF = {
     "sm_80": (MatchConfig(128, 128, 64, 8, 4), MatchConfig(64, 128, 64, 4, 3)),
     "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
@@ -225,8 +225,9 @@ def work(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize
 def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> MatchConfig:
     """The configuration of the search that should be done first.
 
-    A program's time, in channels of a tile: those that are multiplied, slower where the tile is small for the cache's bandwidth, and
-    those that its reduction costs, unless a second program on the same processor multiplies meanwhile. Predicted, not yet measured.
+    A program's time is counted in channels of a tile: those that are multiplied, slower where the tile is small for the cache's
+    bandwidth, and those that its reduction costs, unless a second program on the same processor multiplies meanwhile. This is a
+    prediction, not yet measured.
 
     Args:
         descriptors: whether the caller can pass any.

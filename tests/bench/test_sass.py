@@ -13,7 +13,7 @@ compiles = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interp
 
 
 def listing(*lines):
-    """As nvdisasm prints it: a label, or (instruction, stall, scoreboards of the result, of the operands, mask of those awaited)."""
+    """As nvdisasm prints it: a label, or (instruction, stall, scoreboards of result and operands, mask of those awaited)."""
     text, address = ['\t.section\t.text.kernel,"ax",@progbits'], 0
     for line in lines:
         if isinstance(line, str):

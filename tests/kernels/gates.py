@@ -131,14 +131,14 @@ def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: boo
         sizes = (640, 3072, 8192) if everything else (3072,)  # the last does not fit registers
         merges = list(dict.fromkeys(tuning.merge_config(D, itemsize, device, quantised > 0, aligned) for D in sizes))
         # whether the keys are images of x; what of them is overwritten
-        kinds = [(False, 0), (False, 2), (True, 0), (True, 1), *([] if release else [(True, 3)])]
+        kinds = [(False, 0), (False, 3), (True, 0), (True, 2), *([] if release else [(True, 1)])]
         # whether y is written, and is x; whether keys and bank are read from the snapshot
         calls = [(False, True, False, False), (True, False, False, False), (True, True, False, False), (True, True, True, True)]
         calls += [(True, True, True, False)] if release else []
         if not everything:
             if release != (dtype == "fp32"):
                 continue
-            kinds, calls = [(True, 1)], [(True, True, True, True)]
+            kinds, calls = [(True, 2)], [(True, True, True, True)]
         for own, overwritten in kinds:
             constants = {
                 "RELEASE": release, "MASKED": True, "OVERWRITTEN": overwritten, "QUANTISED": quantised, "OWN": own,
