@@ -153,7 +153,10 @@ def corrected(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """What is chosen once keys that were set apart, or for some rows all keys, are searched exactly; ``-1`` for rows that are not finite."""
+    """What is chosen, with which cosine, once keys that were set apart, or for some rows all keys, are searched exactly.
+
+    And which rows are finite: the others match nothing.
+    """
     scale, total, _ = rows_squared(queries, exists, D, ROWS, BLOCK_K)
     finite = is_finite(total)
     best, index = exact_search(
