@@ -95,7 +95,7 @@ class Plan:
         smallest = self.shapes[-1:]
         if part == "fast":
             tiles = [self.measuring(f"tiles {shape}", 90, "tiles", shape) for shape in self.shapes]
-            return [*self.operator(self.shapes, 60), self.gpu_tests(120), self.contract(3, 120), *tiles]
+            return [*self.operator(self.shapes, 60), self.gpu_tests(75), self.contract(3, 90), *tiles]
         if part == "cases":
             kinds = ("--matching release", "--dtype float16", "--dtype float32")
             found = [section for kind in kinds for section in self.operator(self.shapes, 120, *kind.split())]
@@ -129,7 +129,7 @@ class Plan:
         return Section("tests that need a GPU", shards(jobs, "tests/kernels/test_triton_gpu.py", "-m", "gpu"), limit)
 
     def contract(self, examples: int, limit: float) -> Section:
-        command = shards(self.jobs, "tests/ops/test_contract.py", "-k", f"triton-{self.device}")
+        command = shards(self.jobs, "tests/ops/test_contract.py", "-k", f"triton-{self.device} and not auto")  # which is exact
         return Section(f"contract, {examples} examples", command, limit, {"NEGENGINE_EXAMPLES": str(examples)})
 
 
@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=PARTS, help="; ".join(f"{name}: {seconds} s" for name, seconds in PARTS.items()))
     parser.add_argument("--results", type=Path, required=True, help="a folder that holds no run yet")
     parser.add_argument("--seconds", type=float, help="of the whole part, instead of its own number")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes that compile at the same time")
+    parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile at the same time")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, tiny shapes, the kernels in Triton's interpreter")
     given = parser.parse_args(arguments)
     results = given.results.resolve()
