@@ -10,7 +10,7 @@ TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.ve
 PARTS := fast cases compiled tiles contract suite
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-rest gates bench gpu $(PARTS:%=gpu-%) fuzz lint train clean
+.PHONY: help install demo test test-all test-rest gates predict bench gpu $(PARTS:%=gpu-%) fuzz lint train clean
 SECONDS_EACH ?= 600
 EXAMPLES ?= 12
 
@@ -29,7 +29,7 @@ demo: install ## the same seeds without and with NegToMe: picture, table, JSON
 	$(PY) -m negengine.cli demo --output $(OUT)/demo
 
 # a process per core, each with one thread; a process takes about 1 GB
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup $(TESTS)
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadgroup $(TESTS)
 
 test: install ## the tests that guard every change; TESTS='-k flux' for some of them
 	NEGENGINE_EXAMPLES=$(EXAMPLES) $(PYTEST) -m 'not exhaustive'
@@ -42,6 +42,10 @@ test-rest: install ## what `make test` leaves out: exhaustive cases, and the con
 
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
+
+predict: install ## what a call would take on GPUs that are not here, from the compiled kernels, into docs/predicted.md
+	$(PY) bench/predict.py
+	$(PY) bench/tables.py
 
 bench: install ## the operator and whole pipelines beside their rivals, into OUT/bench; BENCH='--all-cases' for everything
 	$(PY) -m pytest bench --benchmark-only --results $(OUT)/bench $(BENCH)

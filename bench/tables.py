@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs from the files of bench/results/cpu: ``python bench/tables.py``.
+"""Write the tables of README.md and docs from the files of bench/results: ``python bench/tables.py``.
 
 A table lies between two marks, so that no figure is copied by hand.
 """
@@ -50,6 +50,13 @@ MEMORY = (
 @functools.cache
 def document(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+@functools.cache
+def on_gpus() -> dict[str, list[Row]]:
+    """Rows of the operator benchmark of each GPU that has results: folder -> rows."""
+    found = sorted(RESULTS.parent.glob("*/operator.json"))
+    return {path.parent.name: json.loads(path.read_text())["rows"] for path in found if path.parent != RESULTS}
 
 
 def case(name: str, dtype: str, variant: str, matching: str = "paper", gate: str = "half") -> list[Row]:
@@ -150,7 +157,61 @@ def dispatch() -> str:
     return "\n".join(lines) + "\n"
 
 
+PREDICTED = "predicted.json"
+
+
+@functools.cache
+def predictions() -> dict[str, Any]:
+    return json.loads((RESULTS.parent / PREDICTED).read_text())
+
+
+def measured(row: Row) -> tuple[str, str]:
+    """Milliseconds of the exact search with its merge, and bare product over it, on a GPU of a prediction."""
+    for folder, rows in on_gpus().items():
+        if row["results"] in folder:
+            wanted = {"shape": row["shape"], "dtype": row["dtype"], "matching": "paper", "gate": "half", "backend": "triton"}
+            for found in rows:
+                if wanted.items() <= found.items() and found["search"] in ("auto", "exact"):
+                    return f"{1e3 * found['median']:.3f}", f"{found['ratio']['gemm']:.2f}"
+    return ("not yet measured",) * 2
+
+
+def predicted() -> str:
+    columns = ["GPU", "shape", "tile, warps", "registers", "instructions: step, prologue, epilogue", "exposed cycles of a tile"]
+    columns += ["fill", "norms + match + merge, us", "product, ms: predicted", "whole call, ms: predicted", "measured"]
+    columns += ["product / whole: predicted", "measured"]
+    lines = [
+        f"Predicted from the sources {predictions()['fingerprint']}, Triton {predictions()['triton']}: bfloat16, matching `paper`,"
+        " mode `first`, 4 images, half of the tokens merged.\n",
+        f"| {' | '.join(columns)} |",
+        f"|{' --- |' * len(columns)}",
+    ]
+    for row in predictions()["rows"]:
+        seconds, counts = row["seconds"], row["instructions"]
+        parts = " + ".join(f"{1e6 * seconds[name]:.0f}" for name in ("norms", "match", "merge"))
+        cells = [
+            row["machine"], row["shape"], f"{' x '.join(map(str, row['tile']))}, {row['warps']}", row["registers"],
+            ", ".join(str(counts[name]) for name in ("step", "prologue", "epilogue")), f"{row['cycles']['exposed']:,.0f}",
+            f"{row['fill']:.2f}", parts, f"{1e3 * seconds['product']:.3f}", f"{1e3 * seconds['whole']:.3f}", measured(row)[0],
+            f"{row['ratio']:.2f}", measured(row)[1],
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def sensitivity() -> str:
+    names = list(predictions()["rows"][0]["sensitivity"])
+    lines = [f"| GPU | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
+    for row in predictions()["rows"]:
+        if row["shape"] == "flux-1024":
+            moved = (f"{row['sensitivity'][name]:+.2f}" for name in names)
+            lines.append(f"| {row['machine']} | {' | '.join(moved)} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
+    "predicted": (ROOT / "docs" / "predicted.md", predicted),
+    "sensitivity": (ROOT / "docs" / "predicted.md", sensitivity),
     "operator": (ROOT / "README.md", operator),
     "end to end": (ROOT / "README.md", end_to_end),
     "targets": (ROOT / "docs" / "kernels.md", targets),

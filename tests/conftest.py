@@ -8,7 +8,7 @@ import pytest
 import torch
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if WORKER:  # processes side by side compile into folders of their own
+if WORKER is not None:  # processes side by side compile into folders of their own
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(Path(tempfile.gettempdir(), f"negengine-tests-{os.getuid()}", WORKER, name.split("_")[0].lower()))
 
@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         number, count = map(int, config.getoption("--shard").split("/"))
         config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % count != number])
         items[:] = items[number::count]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # else one process waits for the other at the end
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -41,7 +42,7 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if WORKER:
+    if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
 
@@ -52,5 +53,5 @@ def pytest_testnodedown(node, error) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash[LEFT_OUT]:
+    if config.stash[LEFT_OUT] and "not exhaustive" in config.option.markexpr:
         terminalreporter.write_line(f"{config.stash[LEFT_OUT]} exhaustive tests were left out; `make test-all` runs them")

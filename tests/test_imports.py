@@ -20,7 +20,7 @@ HIDDEN = (
 LIGHT = (
     "negengine", "negengine.bench", "negengine.bench.calls", "negengine.bench.tiles", "negengine.environment",
     "negengine.kernels.cpu.library", "negengine.kernels.eager", "negengine.kernels.triton.launch", "negengine.methods",
-    "negengine.models", "negengine.ops", "negengine.reference",
+    "negengine.models", "negengine.ops", "negengine.ops.prove", "negengine.reference",
 )  # fmt: skip
 
 LOADS = f"""

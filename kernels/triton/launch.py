@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,26 +13,19 @@ from typing import Any
 import torch
 import triton
 from negengine.kernels.call import Call
-from negengine.kernels.triton import tuning
+from negengine.kernels.triton import norms, schedule, tuning
 from negengine.kernels.triton.match import CANDIDATES, match_kernel
 from negengine.kernels.triton.merge import merge_kernel
-from negengine.kernels.triton.norms import FP8, INT8, norms_kernel
+from negengine.kernels.triton.norms import norms_kernel
+from negengine.kernels.triton.rows import FP8, INT8
 from torch import Tensor
 from torch.library import wrap_triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+logger = logging.getLogger("negengine")
 EXTENT = 16  # bytes to which vector loads and descriptors are aligned
 QUANTISED = {"auto": 0, "exact": 0, "int8": INT8.value, "fp8": FP8.value}
 FP8_DTYPES = {"gfx942": torch.float8_e4m3fnuz}
-
-
-class Overwritten(enum.IntEnum):
-    """What of the keys is overwritten while others may still read it; a constant of ``norms_kernel``."""
-
-    NOTHING = 0
-    UPDATED = 1  # images that have references
-    ANYTHING = 2  # the keys share memory with the output, and nothing more is known
-    NOT_READ = 3  # images that have references, of which none is one: the caller's promise
 
 
 @functools.cache
@@ -47,7 +40,7 @@ def architecture(device: torch.device) -> tuning.Architecture:
 
 @functools.cache
 def versions(device: torch.device) -> tuning.Versions:
-    return tuning.Versions(torch.cuda.get_device_name(device), str(torch.__version__), triton.__version__)
+    return tuning.Versions(torch.cuda.get_device_name(device), str(torch.__version__), triton.__version__, tuning.fingerprint())
 
 
 def traced(tensor: Tensor) -> bool:
@@ -55,179 +48,253 @@ def traced(tensor: Tensor) -> bool:
     return type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter
 
 
-def _launch(kernel: triton.JITFunction, x: Tensor) -> Any:
-    """The kernel, or its wrapper that a traced graph records."""
-    return wrap_triton(kernel) if traced(x) else kernel
-
-
 def negtome(call: Call) -> None:
     """NegToMe of ``call.x`` into ``call.y``; see ``negengine.ops.negtome_``."""
-    x, y, references, mask, matching, stats = call.x, call.y, call.references, call.mask, call.matching, call.stats
+    y = call.y
     if y.numel() == 0:
-        if stats is not None:
-            stats[2] += 1
+        if call.stats is not None:
+            call.stats[2] += 1
         return
     if _rows(y) is not y:  # the kernels write rows of neighbouring entries
         out = y.new_empty(y.shape)
         negtome(dataclasses.replace(call, y=out, disjoint=False))
         y.copy_(out)
         return
-    found = _search(x, call.bank, references, mask, matching, call.search, y, call.disjoint)
-    numbers = {"alpha": call.alpha, "threshold": call.threshold, "keep": call.keep, "stats": stats}
-    _merge(found, x, y, references, mask, matching, **numbers)
+    _run(call)
 
 
 def match(call: Call) -> tuple[Tensor, Tensor]:
     """Cosine ``[B, T]`` float32 (``-inf``: none) and index int32 (``-1``: none) of the best reference token."""
-    x, references, mask, matching = call.x, call.references, call.mask, call.matching
-    cosine, index = x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.int32)
+    cosine, index = (call.x.new_empty(call.x.shape[:2], dtype=dtype) for dtype in (torch.float32, torch.int32))
     if index.numel():
-        found = _search(x, call.bank, references, mask, matching, call.search, None)
-        _merge(found, x, x, references, mask, matching, cosine=cosine, index=index)
+        _run(call, cosine, index)
     return cosine, index
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What the search leaves for the merge."""
+def _run(call: Call, cosine: Tensor | None = None, index: Tensor | None = None) -> None:
+    roles = roles_of(call)
+    space = workspace(call, roles)
+    _norms(call, roles, space)
+    candidates = _match(call, roles, space)
+    _merge(call, roles, space, candidates, cosine, index)
 
+
+# --- roles and workspace -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who is searched for whom, and what is overwritten while others may still read it.
+
+    Attributes:
+        x, bank, references: of the call, with adjacent channels.
+        y: what is written; None in a search alone.
+        release: the queries are the bank and the keys are the sources; otherwise the other way round.
+        own: the bank is ``x``.
+        overwritten: which of the keys, a constant of ``norms_kernel``.
+        vector: elements that divide every row's address, see :func:`_vector`.
+        quantised: what the search reads, a constant of the kernels.
+    """
+
+    x: Tensor
     bank: Tensor
-    queries: Tensor
-    keys: Tensor
+    references: Tensor
+    y: Tensor | None
+    release: bool
+    own: bool
+    overwritten: int
+    vector: int
+    quantised: int
+
+    @property
+    def queries(self) -> Tensor:
+        return self.bank if self.release else self.x
+
+    @property
+    def keys(self) -> Tensor:
+        return self.x if self.release else self.bank
+
+    @property
+    def keys_move(self) -> bool:
+        return self.overwritten >= norms.UPDATED.value
+
+    @property
+    def bank_moves(self) -> bool:
+        return self.keys_move and (self.own or not self.release)
+
+    @property
+    def in_place(self) -> bool:
+        return self.y is self.x
+
+
+def roles_of(call: Call) -> Roles:
+    release, own = call.matching == "release", call.bank is call.x
+    x = _rows(call.x)
+    bank = x if own else _rows(call.bank)
+    y = x if call.y is call.x else call.y
+    if release and not own and y is x and _same_storage(bank, x):
+        bank = bank.clone()  # the snapshot is of the sources
+    overwritten = norms.NOTHING.value
+    if y is x and _same_storage(x if release else bank, x):
+        # release matching scores again with sources of the same image, which other programs overwrite
+        kept = norms.NOT_READ if call.disjoint and not release else norms.UPDATED
+        overwritten = kept.value if own else norms.ANYTHING.value
+    vector = _vector(x, bank) if y is None else _vector(x, bank, y)
+    return Roles(x, bank, call.references.contiguous(), y, release, own, overwritten, vector, QUANTISED[call.search])
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What ``norms_kernel`` leaves for the others; see its arguments."""
+
+    weight: Tensor
+    inverse: Tensor
+    apart: Tensor
+    schedule: Tensor
     snapshot: Tensor
     moved: Tensor
-    keys_move: bool
-    bank_moves: bool
-    scale: Tensor
-    inverse: Tensor
-    quantised: int
-    query_weight: Tensor
+    key_codes: Tensor
+    query_codes: Tensor
+    key_error: Tensor
     query_error: Tensor
+    query_weight: Tensor
+    rows: tuning.RowsConfig
+    tiles: int  # of rows, per image
+    queries: int  # images of queries that need codes of their own
+
+
+def workspace(call: Call, roles: Roles) -> Workspace:
+    """Memory only. Each tensor is on its own, since a traced graph would copy views of one."""
+    x, keys, queries, device = roles.x, roles.keys, roles.queries, architecture(roles.x.device)
+    (R, M, D), T, (B, K) = keys.shape, queries.shape[1], roles.references.shape
+    weights = triton.cdiv(M, norms.PADDING.value) * norms.PADDING.value
+    own_codes = 0 if roles.own or not roles.quantised else len(queries)
+    rows = tuning.norms_config(D, x.itemsize, device, roles.quantised > 0)
+    tiles = triton.cdiv(max(weights, T) if own_codes else weights, rows.rows)
+    weight = x.new_empty(R, weights, dtype=torch.float32)
+    inverse = key_error = query_error = query_weight = weight  # some pointer where nothing is read
+    key_codes, query_codes = keys, queries
+    if roles.quantised:
+        padded = triton.cdiv(D, EXTENT) * EXTENT  # one byte per channel
+        dtype = torch.int8 if roles.quantised == INT8.value else FP8_DTYPES.get(device.name, torch.float8_e4m3fn)
+        inverse, key_error = torch.empty_like(weight), torch.empty_like(weight)
+        query_error, query_weight = (x.new_empty(len(queries), T, dtype=torch.float32) for _ in range(2))
+        key_codes = query_codes = keys.new_empty(R, M, padded, dtype=dtype)
+        if own_codes:
+            query_codes = queries.new_empty(own_codes, T, padded, dtype=dtype)
+    return Workspace(
+        weight, inverse,
+        apart=x.new_empty(R, tiles, dtype=torch.int8),
+        schedule=roles.references.new_empty(schedule.length(B, K)),
+        # the device fills it for those images alone that are both read and overwritten
+        snapshot=keys.new_empty(keys.shape) if roles.keys_move else keys,
+        moved=roles.references.new_empty(R) if roles.keys_move else roles.references,
+        key_codes=key_codes, query_codes=query_codes, key_error=key_error, query_error=query_error, query_weight=query_weight,
+        rows=rows, tiles=tiles, queries=own_codes,
+    )  # fmt: skip
+
+
+# --- launches ----------------------------------------------------------------------------------------------------
+
+
+def _launch(kernel: triton.JITFunction, x: Tensor) -> Any:
+    """The kernel, or its wrapper that a traced graph records."""
+    return wrap_triton(kernel) if traced(x) else kernel
+
+
+def _norms(call: Call, roles: Roles, space: Workspace) -> None:
+    (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, roles.queries.shape[1]
+    mask = call.mask
+    _launch(norms_kernel, roles.x)[(space.tiles * (len(roles.keys) + space.queries),)](
+        roles.x, roles.bank, roles.references, roles.references if mask is None else mask,
+        space.weight, space.inverse, space.apart, space.schedule, space.snapshot, space.moved,
+        space.key_codes, space.query_codes, space.key_error, space.query_error, space.query_weight,
+        *_strides(roles.x, roles.vector), *_strides(roles.bank, roles.vector), *((0, 0) if mask is None else mask.stride()),
+        B, K, T, M, D // roles.vector, space.weight.shape[1], space.key_codes.shape[2], R, space.tiles,
+        RELEASE=roles.release, MASKED=mask is not None, OVERWRITTEN=roles.overwritten, QUANTISED=roles.quantised, OWN=roles.own,
+        VECTOR=roles.vector, ROWS=space.rows.rows, BLOCK_D=space.rows.block_d, num_warps=space.rows.num_warps,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What ``match_kernel`` leaves for the merge."""
+
     score: Tensor
     index: Tensor
     splits: int
-    vector: int
 
 
-def _search(
-    x: Tensor,
-    bank: Tensor,
-    references: Tensor,
-    mask: Tensor | None,
-    matching: str,
-    search: str,
-    y: Tensor | None,
-    disjoint: bool = False,
-) -> _Search:
-    """Launch norms and match. ``y`` is what will be written, ``x`` itself or fresh; None if nothing will be."""
-    release, own, in_place = matching == "release", bank is x, y is x
-    x, bank = _rows(x), _rows(bank)
-    if own:
-        bank = x
-    references = references.contiguous()
-    if release and not own and in_place and _same_storage(bank, y):
-        bank = bank.clone()  # the snapshot is of the sources
-    queries, keys = (bank, x) if release else (x, bank)
-    (R, M, D), (B, K), T = keys.shape, references.shape, x.shape[1]
-    vector = _vector(x, bank) if y is None else _vector(x, bank, y)
+def _match(call: Call, roles: Roles, space: Workspace) -> Candidates:
+    x, device, quantised = roles.x, architecture(roles.x.device), roles.quantised
+    (B, K), M, T = roles.references.shape, roles.keys.shape[1], roles.queries.shape[1]
+    left, right, pitch = (space.query_codes, space.key_codes, EXTENT) if quantised else (roles.queries, roles.keys, roles.vector)
+    depth = right.shape[2]
+    shape = tuning.Shape(B, K, T, M, roles.x.shape[2], _updated(call))
+    slots = CANDIDATES.value + 1 if quantised else 1
 
-    overwritten = Overwritten.NOTHING
-    if in_place and _same_storage(keys, y):
-        # release matching scores again with sources of the same image, which other programs overwrite
-        unread = disjoint and not release
-        overwritten = Overwritten.ANYTHING if not own else Overwritten.NOT_READ if unread else Overwritten.UPDATED
-    moves = overwritten in (Overwritten.UPDATED, Overwritten.ANYTHING)
-    # memory only; the device fills it for those images alone that are both read and overwritten
-    snapshot = keys.new_empty(keys.shape) if moves else keys
-    moved = references.new_empty(R) if moves else references
-    order = references.new_empty(B)
-    # each on its own: a traced graph would copy views of one tensor
-    scale, inverse, weight, key_error = (x.new_empty(R, M, dtype=torch.float32) for _ in range(4))
-    device, quantised = architecture(x.device), QUANTISED[search]
-    images = 0 if own or not quantised else len(queries)
-    key_codes, query_codes, query_error, query_weight = keys, queries, key_error, weight  # some pointers, not read
-    if quantised:
-        padded = triton.cdiv(D, EXTENT) * EXTENT  # a byte a channel
-        dtype = torch.int8 if search == "int8" else FP8_DTYPES.get(device.name, torch.float8_e4m3fn)
-        key_codes = query_codes = keys.new_empty(R, M, padded, dtype=dtype)
-        query_error, query_weight = (x.new_empty(len(queries), T, dtype=torch.float32) for _ in range(2))
-        if not own:
-            query_codes = queries.new_empty(images, T, padded, dtype=dtype)
-    rows = tuning.norms_config(D, x.itemsize, device, quantised > 0)
-    _launch(norms_kernel, x)[triton.cdiv(max(M, T) if images else M, rows.rows), R + images](
-        keys, bank, queries, references, references if mask is None else mask, scale, inverse, weight, snapshot, moved, order,
-        key_codes, query_codes, key_error, query_error, query_weight,
-        *_strides(keys, vector), *_strides(bank, vector), *_strides(queries, vector), *((0, 0) if mask is None else mask.stride()),
-        B, K, T, M, D // vector, key_codes.shape[2], R,
-        RELEASE=release, MASKED=mask is not None, OVERWRITTEN=overwritten.value, QUANTISED=quantised, OWN=own, VECTOR=vector,
-        ROWS=rows.rows, BLOCK_D=rows.block_d, num_warps=rows.num_warps,
-    )  # fmt: skip
-
-    shape = tuning.Shape(B, K, T, M, D)
-    left, right, depth, pitch = (query_codes, key_codes, key_codes.shape[2], EXTENT) if quantised else (queries, keys, D, vector)
-
-    def match_with(config: tuning.MatchConfig) -> tuple[Tensor, Tensor, int]:
-        splits, span = tuning.splits(shape, config, device, CANDIDATES.value + 1 if quantised else 1)
-        slots = (splits, CANDIDATES.value + 1) if quantised else (splits,)
-        score = x.new_empty(B, *slots, T, dtype=torch.float32)
-        index = x.new_empty(B, *slots, T, dtype=torch.int32)
-        units = B * triton.cdiv(T, config.block_m) * splits
-        _launch(match_kernel, x)[(min(units, device.processors) if config.persistent else units,)](
+    def match_with(config: tuning.MatchConfig) -> Candidates:
+        splits = tuning.splits(shape, config, device, right.itemsize, slots)
+        parts = (splits, slots) if quantised else (splits,)
+        score, index = (x.new_empty(B, *parts, T, dtype=dtype) for dtype in (torch.float32, torch.int32))
+        _launch(match_kernel, x)[(tuning.programs(shape, config, device, right.itemsize, splits),)](
             _described(left, config.block_m, config), _described(right, config.block_n, config),
-            references, order, weight, key_error, score, index, *_strides(left, pitch), *_strides(right, pitch),
-            B, K, T, M, depth // pitch, splits, span, units,
-            RELEASE=release, DESCRIPTORS=config.descriptors, PERSISTENT=config.persistent, EVEN_K=bool(depth % config.block_k == 0),
+            space.schedule, space.weight, space.key_error, score, index, *_strides(left, pitch), *_strides(right, pitch),
+            B, K, T, M, depth // pitch, space.weight.shape[1], splits,
+            RELEASE=roles.release, DESCRIPTORS=config.descriptors, EVEN_K=config.descriptors or bool(depth % config.block_k == 0),
             VECTOR=pitch, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-            HALVINGS=config.halvings, SPECIALIZE=config.specialize, QUANTISED=quantised,
-            PARTIAL=search == "fp8" and device.partial_sums,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            HALVINGS=config.halvings, FLATTEN=config.flatten, SPECIALIZE=config.specialize, QUANTISED=quantised,
+            PARTIAL=quantised == FP8.value and device.partial_sums, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
-        return score, index, splits
+        return Candidates(score, index, splits)
 
-    itemsize, aligned = (1, True) if quantised else (x.itemsize, vector > 1)
-    kind = f"{search if quantised else str(x.dtype).removeprefix('torch.')} {matching}"
-    score, index, splits = match_with(_config(shape, x, itemsize, kind, aligned, match_with))
-    return _Search(
-        bank, queries, keys, snapshot, moved, moves, moves and (own or not release), scale, inverse, quantised, query_weight,
-        query_error, score, index, splits, vector,
-    )  # fmt: skip
+    kind = f"{call.search if quantised else str(x.dtype).removeprefix('torch.')} {call.matching}"
+    return match_with(_config(shape, x, right.itemsize, kind, quantised > 0 or roles.vector > 1, match_with))
 
 
 def _merge(
-    search: _Search,
-    x: Tensor,
-    y: Tensor,
-    references: Tensor,
-    mask: Tensor | None,
-    matching: str,
-    alpha: Tensor | None = None,
-    threshold: Tensor | None = None,
-    keep: Tensor | None = None,
-    stats: Tensor | None = None,
-    cosine: Tensor | None = None,
-    index: Tensor | None = None,
-) -> None:
-    """Launch the merge into ``y``, or, without ``alpha``, into ``cosine`` and ``index``."""
-    references = references.contiguous()
-    in_place, x = y is x, _rows(x)
-    y = x if in_place else y
-    (B, T, D), K, M = x.shape, references.shape[1], search.bank.shape[1]
-    vector = search.vector
-    config = tuning.merge_config(D, architecture(x.device), search.quantised > 0, vector > 1)
-    absent = references  # some pointer, not read
-    _launch(merge_kernel, x)[triton.cdiv(T, config.rows), B](
-        x, y, search.bank, search.queries, search.keys, search.snapshot, search.moved, references, search.scale, search.inverse,
-        search.score, search.index, search.query_weight, search.query_error,
-        *(absent if t is None else t for t in (mask, alpha, threshold, keep, stats, cosine, index)),
-        *(n for t in (x, y, search.bank, search.queries, search.keys) for n in _strides(t, vector)),
-        *((0, 0) if mask is None else mask.stride()), *((0, 0) if keep is None else keep.stride()),
-        0 if alpha is None else alpha.stride(0), B, K, T, M, D // vector, search.splits,
-        RELEASE=matching == "release", MERGE=alpha is not None, IN_PLACE=in_place, MASKED=mask is not None,
-        KEPT=keep is not None, COUNTED=stats is not None, KEYS_MOVE=search.keys_move, BANK_MOVES=search.bank_moves,
-        CAREFUL=search.quantised > 0 or x.dtype != torch.float16, QUANTISED=search.quantised, VECTOR=vector,
-        ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=32,
-        BLOCK_K=min(32, config.block_d), num_warps=config.num_warps,
+    call: Call, roles: Roles, space: Workspace, candidates: Candidates, cosine: Tensor | None, index: Tensor | None
+) -> None:  # fmt: skip
+    x, vector = roles.x, roles.vector
+    y = x if roles.y is None else roles.y
+    (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, x.shape[1]
+    config = tuning.merge_config(D, x.itemsize, architecture(x.device), roles.quantised > 0, vector > 1)
+    row_tiles = triton.cdiv(T, config.rows)
+    absent = roles.references  # some pointer, not read
+    numbers = (call.mask, call.alpha, call.threshold, call.keep, call.stats, cosine, index)
+    _launch(merge_kernel, x)[(row_tiles * B,)](
+        x, y, roles.bank, space.snapshot, space.moved, space.schedule, roles.references, space.inverse, space.apart,
+        candidates.score, candidates.index, space.query_weight, space.query_error,
+        *(absent if t is None else t for t in numbers),
+        *(n for t in (x, y, roles.bank) for n in _strides(t, vector)),
+        *(n for t in (call.mask, call.keep) for n in ((0, 0) if t is None else t.stride())),
+        0 if call.alpha is None else call.alpha.stride(0),
+        B, K, T, M, D // vector, R, space.weight.shape[1], space.tiles, candidates.splits, row_tiles,
+        RELEASE=roles.release, MERGE=call.alpha is not None, IN_PLACE=roles.in_place, MASKED=call.mask is not None,
+        KEPT=call.keep is not None, COUNTED=call.stats is not None, KEYS_MOVE=roles.keys_move, BANK_MOVES=roles.bank_moves,
+        CAREFUL=roles.quantised > 0 or x.dtype != torch.float16, QUANTISED=roles.quantised, WHOLE=bool(config.block_d >= D),
+        VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        num_warps=config.num_warps, **_as_written(x),
     )  # fmt: skip
+
+
+def _as_written(x: Tensor) -> dict[str, bool]:
+    """No multiplication fused with an addition: then the extrapolation has the bits of the other backends.
+
+    Graphs do not hand this option on; there the last bit may differ, within the contract.
+    """
+    return {} if traced(x) else {"enable_fp_fusion": False}
+
+
+def _updated(call: Call) -> int | None:
+    """How many images have a reference, where the host knows."""
+    if call.table is None:
+        return None
+    K, R = call.references.shape[1], len(call.bank)
+    return sum(any(0 <= entry < R for entry in call.table[row : row + K]) for row in range(0, len(call.table), K))
+
+
+# --- configuration -----------------------------------------------------------------------------------------------
 
 
 _tuned: dict[tuple[tuning.Versions, str], tuning.MatchConfig] = {}
@@ -236,7 +303,7 @@ _tuned: dict[tuple[tuning.Versions, str], tuning.MatchConfig] = {}
 def _config(
     shape: tuning.Shape, x: Tensor, itemsize: int, kind: str, aligned: bool, match_with: Callable[[tuning.MatchConfig], object]
 ) -> tuning.MatchConfig:
-    """The default configuration, or, where tuning was asked for, the fastest; measured once a device, kept on disk."""
+    """The default configuration, or, where tuning was asked for, the fastest; measured once per device, kept on disk."""
     cache = tuning.tuning_cache()
     if traced(x):  # its arguments cannot be descriptors that the host makes, and nothing can be measured
         return tuning.match_config(shape, itemsize, architecture(x.device), aligned, descriptors=False)
@@ -251,10 +318,13 @@ def _config(
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Median time of a call on the device, with a cold cache; infinite if the device has not what it takes."""
+    """Median time of a call on the device, with a cold cache; infinite, and said so, if it cannot be compiled or launched there."""
     try:
         return triton.testing.do_bench(call, return_mode="median")
-    except triton.runtime.errors.OutOfResources:
+    except (triton.runtime.errors.TritonError, triton.CompilationError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        logger.warning("a configuration that tuning tried does not run here: %s", error)
         return math.inf
 
 

@@ -9,12 +9,27 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.norms import CAREFUL, INT8, multiply
+from negengine.kernels.triton.rows import INT8, multiply
+from negengine.kernels.triton.schedule import reference_count, reference_of, slot_of, updated_image, updated_images
 
 NONE = tl.constexpr(-1)
-OUT_OF_RANGE = tl.constexpr(-2)  # in place of an index: a key has the weight CAREFUL
 LANES = tl.constexpr(8)  # groups of columns that keep two candidates each: in a fragment of a matrix product a thread's own
 CANDIDATES = tl.constexpr(4)  # quantised candidates that leave a split
+
+
+@triton.jit
+def work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP: tl.constexpr):
+    """Of a unit of work: image, row tile, split, and the first and last of the image's key tiles that it takes.
+
+    Units that run together share few row tiles and few key tiles, so that both stay in the cache.
+    """
+    first = unit // (GROUP * splits) * GROUP
+    height = tl.minimum(images * row_tiles - first, GROUP)
+    within = unit % (GROUP * splits)
+    row_tile, split = first + within % height, within // height
+    image = updated_image(schedule, row_tile // row_tiles)
+    tiles = reference_count(schedule, image, B) * key_tiles
+    return image, row_tile % row_tiles, split, split * tiles // splits, (split + 1) * tiles // splits
 
 
 @triton.jit
@@ -62,28 +77,17 @@ def scores(
 
 
 @triton.jit
-def fold(
-    product,
-    weight,
-    start,
-    offset,
-    M,
-    best,
-    index,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    HALVINGS: tl.constexpr,
-):
+def fold(product, weight, start, offset, best, index, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HALVINGS: tl.constexpr):
     """Best score and index of each row, with the keys ``start ...`` of an image taken in."""
     if HALVINGS > 0:
         HALF: tl.constexpr = BLOCK_N // 2
         left, right = product.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-        best, index = fold(left, weight, start, offset, M, best, index, BLOCK_M, HALF, HALVINGS - 1)
-        best, index = fold(right, weight, start + HALF, offset, M, best, index, BLOCK_M, HALF, HALVINGS - 1)
+        best, index = fold(left, weight, start, offset, best, index, BLOCK_M, HALF, HALVINGS - 1)
+        best, index = fold(right, weight, start + HALF, offset, best, index, BLOCK_M, HALF, HALVINGS - 1)
         return best, index
     else:
         column = start + tl.arange(0, BLOCK_N)
-        score = product * tl.load(weight + column, mask=column < M, other=float("nan"))[None, :]
+        score = product * tl.load(weight + column)[None, :]
         top = tl.max(score, 1)
         at = tl.min(tl.where(score == top[:, None], column[None, :], 2147483647), 1)
         better = top > best  # strict: of equal scores the lower index stays
@@ -96,7 +100,6 @@ def fold_lanes(
     weight,
     start,
     offset,
-    M,
     best,
     index,
     second,
@@ -110,16 +113,16 @@ def fold_lanes(
         HALF: tl.constexpr = BLOCK_N // 2
         left, right = product.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
         best, index, second, second_index = fold_lanes(
-            left, weight, start, offset, M, best, index, second, second_index, BLOCK_M, HALF, HALVINGS - 1
+            left, weight, start, offset, best, index, second, second_index, BLOCK_M, HALF, HALVINGS - 1
         )
         best, index, second, second_index = fold_lanes(
-            right, weight, start + HALF, offset, M, best, index, second, second_index, BLOCK_M, HALF, HALVINGS - 1
+            right, weight, start + HALF, offset, best, index, second, second_index, BLOCK_M, HALF, HALVINGS - 1
         )
         return best, index, second, second_index
     else:
         DEPTH: tl.constexpr = BLOCK_N // LANES
         column = start + tl.arange(0, BLOCK_N)
-        score = product * tl.load(weight + column, mask=column < M, other=float("nan"))[None, :]
+        score = product * tl.load(weight + column)[None, :]
         score = score.reshape(BLOCK_M, DEPTH, LANES)
         step = tl.arange(0, DEPTH)[None, :, None]
         top = tl.max(score, 1)
@@ -141,19 +144,8 @@ def fold_lanes(
 
 @triton.jit
 def store_lanes(
-    candidate_score,
-    candidate_index,
-    out,
-    T,
-    exists,
-    best,
-    index,
-    second,
-    second_index,
-    key_error,
-    careful,
-    BLOCK_M: tl.constexpr,
-):
+    candidate_score, candidate_index, out, T, exists, best, index, second, second_index, key_error, BLOCK_M: tl.constexpr
+):  # fmt: skip
     """The best ``CANDIDATES`` of the lanes, then a bound on all other scores, with ``key_error`` in place of an index."""
     hidden = tl.full([BLOCK_M], float("-inf"), tl.float32)
     taken = tl.zeros([BLOCK_M, LANES], tl.int32)
@@ -166,124 +158,26 @@ def store_lanes(
         best, second = tl.where(hit, second, best), tl.where(hit, float("-inf"), second)
         index = tl.where(hit, second_index, index)
         taken += hit.to(tl.int32)
-        found = tl.where(top > float("-inf"), at, NONE)
         tl.store(candidate_score + out + slot * T, top, mask=exists)
-        tl.store(candidate_index + out + slot * T, tl.where(careful > 0, OUT_OF_RANGE, found), mask=exists)
+        tl.store(candidate_index + out + slot * T, tl.where(top > float("-inf"), at, NONE), mask=exists)
     tl.store(candidate_score + out + CANDIDATES * T, tl.maximum(hidden, tl.max(best, 1)), mask=exists)
     error = tl.zeros([BLOCK_M], tl.float32) + key_error
     tl.store(candidate_index + out + CANDIDATES * T, error.to(tl.int32, bitcast=True), mask=exists)
 
 
-@triton.jit
-def search_tile(
-    queries,
-    keys,
-    references,
-    order,
-    weight,
-    key_error,
-    candidate_score,
-    candidate_index,
-    query_b,
-    query_t,
-    key_b,
-    key_t,
-    B,
-    K,
-    T,
-    M,
-    D,
-    splits,
-    span,
-    unit,
-    RELEASE: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    HALVINGS: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
-    QUANTISED: tl.constexpr,
-    PARTIAL: tl.constexpr,
-):
-    """Candidates of one row tile from ``span`` consecutive key tiles."""
-    row_tiles, key_tiles = tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
-    # units that run together share few row tiles and few key tiles, so that both stay in the cache
-    first = unit // (GROUP * splits) * GROUP
-    height = tl.minimum(B * row_tiles - first, GROUP)
-    within = unit % (GROUP * splits)
-    row_tile, split = first + within % height, within // height
-    image = tl.load(order + row_tile // row_tiles)
-    if image >= 0:
-        query_start = row_tile % row_tiles * BLOCK_M
-        row = query_start + tl.arange(0, BLOCK_M)
-        query_image = image
-        if RELEASE:
-            query_image = tl.load(references + image * K)
-        query_rows = queries
-        if not DESCRIPTORS:
-            query_rows = queries + query_image.to(tl.int64) * query_b + tl.minimum(row, T - 1).to(tl.int64) * query_t
-        if QUANTISED > 0:
-            best = tl.full([BLOCK_M, LANES], float("-inf"), tl.float32)
-            index = tl.full([BLOCK_M, LANES], NONE, tl.int32)
-        else:
-            best = tl.full([BLOCK_M], float("-inf"), tl.float32)
-            index = tl.full([BLOCK_M], NONE, tl.int32)
-        second, second_index = best, index
-        error = 0.0
-        careful = 0
-        for tile in range(split * span, tl.minimum((split + 1) * span, K * key_tiles)):
-            slot = tile // key_tiles
-            reference = tl.load(references + image * K + slot)
-            if reference >= 0:
-                key_image = reference
-                if RELEASE:
-                    key_image = image
-                key_start = tile % key_tiles * BLOCK_N
-                column = key_start + tl.arange(0, BLOCK_N)
-                token = tl.minimum(column, M - 1)
-                key_rows = keys
-                if not DESCRIPTORS:
-                    key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
-                product = scores(
-                    queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
-                    DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE, QUANTISED, PARTIAL,
-                )  # fmt: skip
-                careful |= tl.max((tl.load(weight + key_image * M + token) == CAREFUL).to(tl.int32), 0)
-                weights, offset = weight + key_image * M, slot * M
-                if QUANTISED > 0:
-                    error = tl.maximum(error, tl.max(tl.load(key_error + key_image * M + token), 0))
-                    best, index, second, second_index = fold_lanes(
-                        product, weights, key_start, offset, M, best, index, second, second_index, BLOCK_M, BLOCK_N, HALVINGS
-                    )
-                else:
-                    best, index = fold(product, weights, key_start, offset, M, best, index, BLOCK_M, BLOCK_N, HALVINGS)
-        if QUANTISED > 0:
-            out = (image * splits + split).to(tl.int64) * (CANDIDATES + 1) * T + row
-            store_lanes(
-                candidate_score, candidate_index, out, T, row < T, best, index, second, second_index, error, careful, BLOCK_M
-            )
-        else:
-            out = (image * splits + split).to(tl.int64) * T + row
-            tl.store(candidate_score + out, best, mask=row < T)
-            tl.store(candidate_index + out, tl.where(careful > 0, OUT_OF_RANGE, index), mask=row < T)
+MATCH_SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "weights", "splits"]
+MATCH_SMALL = ["schedule", "weight", "key_error", "candidate_score", "candidate_index"]
 
 
-SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "splits", "span", "units"]
-
-
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=MATCH_SIZES, do_not_specialize_on_alignment=MATCH_SMALL)
 def match_kernel(
-    queries,  # [B or R, T, D], pointer or descriptor, of the rows or of their codes
-    keys,  # [R or B, M, D], likewise
-    references,  # [B, K]
-    order,  # [B], from norms_kernel, as are weight and key_error: images without references take no part in the schedule
-    weight,  # [R or B, M]; key_error is read only if quantised
-    key_error,
+    queries,  # [queries, T, D], pointer or descriptor, of the rows or of their codes
+    keys,  # [keys, M, D], likewise
+    schedule,  # from norms_kernel, as are weight and key_error
+    weight,  # [keys, weights]
+    key_error,  # [keys, weights], read only if quantised
     candidate_score,  # out [B, splits, T] float32; if quantised [B, splits, CANDIDATES + 1, T], see store_lanes
-    candidate_index,  # out [B, splits, T] int32: slot * M + token, NONE or OUT_OF_RANGE
+    candidate_index,  # out [B, splits, T] int32: slot * M + token, or NONE
     query_b,
     query_t,
     key_b,
@@ -293,12 +187,10 @@ def match_kernel(
     T,
     M,
     D,
-    splits,
-    span,
-    units,
+    weights,
+    splits,  # of the keys of each image; at most as many as an image has key tiles
     RELEASE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    PERSISTENT: tl.constexpr,
     EVEN_K: tl.constexpr,
     VECTOR: tl.constexpr,  # strides and D count this many elements
     BLOCK_M: tl.constexpr,
@@ -306,24 +198,77 @@ def match_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     HALVINGS: tl.constexpr,  # how often the tile is cut before it is reduced, to save registers
+    FLATTEN: tl.constexpr,  # one loop over the channels of all tiles: the next tile is loaded while this one is reduced
     SPECIALIZE: tl.constexpr,  # some warps load, others multiply
     QUANTISED: tl.constexpr,
-    PARTIAL: tl.constexpr,  # see norms.multiply
+    PARTIAL: tl.constexpr,  # see rows.multiply
 ):
-    """``units = B * cdiv(T, BLOCK_M) * splits``; grid ``(units,)``, or as many programs as run at once if ``PERSISTENT``."""
+    """Any grid ``(programs,)``: units of work, one per row tile and split of an image that has references, are dealt in turn."""
+    D = D * VECTOR
     query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
     key_b, key_t = key_b.to(tl.int64) * VECTOR, key_t.to(tl.int64) * VECTOR
-    if PERSISTENT:
-        for unit in range(tl.program_id(0), units, tl.num_programs(0)):
-            search_tile(
-                queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
-                query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span, unit,
-                RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED, PARTIAL,
-            )  # fmt: skip
+    images, row_tiles, key_tiles = updated_images(schedule), tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
+    units = images * row_tiles * splits
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    tiles = 0
+    for unit in range(program, units, programs):
+        work = work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP)
+        tiles += work[4] - work[3]
+
+    unit, tile, end = program - programs, 0, 0
+    image, row_tile, split = 0, 0, 0
+    tl.assume(D > 0)
+    if QUANTISED > 0:
+        best = tl.full([BLOCK_M, LANES], float("-inf"), tl.float32)
+        index = tl.full([BLOCK_M, LANES], NONE, tl.int32)
     else:
-        search_tile(
-            queries, keys, references, order, weight, key_error, candidate_score, candidate_index,
-            query_b, query_t, key_b, key_t, B, K, T, M, D * VECTOR, splits, span,
-            tl.program_id(0),
-            RELEASE, DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, HALVINGS, SPECIALIZE, QUANTISED, PARTIAL,
+        best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        index = tl.full([BLOCK_M], NONE, tl.int32)
+    second, second_index = best, index
+    error = 0.0
+    for _ in tl.range(0, tiles, flatten=FLATTEN):
+        # All that the next round needs is known before this round's product: else the flattened loop would load nothing ahead.
+        # The minimum changes nothing; it is there so that `end` counts among what the loads need.
+        tile += 1
+        if tile >= end:
+            unit += programs
+            image, row_tile, split, tile, end = work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP)
+        at = tl.minimum(tile, end - 1)
+        number, key_start = at // key_tiles, at % key_tiles * BLOCK_N
+        key_image, query_image = reference_of(schedule, image, number, B, K), image
+        if RELEASE:
+            key_image, query_image = image, key_image
+        query_start = row_tile * BLOCK_M
+        query_rows, key_rows = queries, keys
+        if not DESCRIPTORS:
+            row = tl.minimum(query_start + tl.arange(0, BLOCK_M), T - 1)
+            token = tl.minimum(key_start + tl.arange(0, BLOCK_N), M - 1)
+            query_rows = queries + query_image.to(tl.int64) * query_b + row.to(tl.int64) * query_t
+            key_rows = keys + key_image.to(tl.int64) * key_b + token.to(tl.int64) * key_t
+        product = scores(
+            queries, keys, query_rows, key_rows, query_image, key_image, query_start, key_start, D,
+            DESCRIPTORS, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K, SPECIALIZE, QUANTISED, PARTIAL,
         )  # fmt: skip
+        offset = slot_of(schedule, image, number, B, K) * M
+        weighed = weight + key_image.to(tl.int64) * weights
+        if QUANTISED > 0:
+            column = key_start + tl.arange(0, BLOCK_N)
+            error = tl.maximum(error, tl.max(tl.load(key_error + key_image.to(tl.int64) * weights + column), 0))
+            best, index, second, second_index = fold_lanes(
+                product, weighed, key_start, offset, best, index, second, second_index, BLOCK_M, BLOCK_N, HALVINGS
+            )
+        else:
+            best, index = fold(product, weighed, key_start, offset, best, index, BLOCK_M, BLOCK_N, HALVINGS)
+        last = tile + 1 == end
+        row = query_start + tl.arange(0, BLOCK_M)
+        part = image.to(tl.int64) * splits + split
+        if QUANTISED > 0:
+            if last:
+                out = part * (CANDIDATES + 1) * T + row
+                store_lanes(candidate_score, candidate_index, out, T, row < T, best, index, second, second_index, error, BLOCK_M)
+            second = tl.where(last, float("-inf"), second)
+            error = tl.where(last, 0.0, error)
+        else:
+            tl.store(candidate_score + part * T + row, best, mask=last & (row < T))
+            tl.store(candidate_index + part * T + row, index, mask=last & (row < T))
+        best, index = tl.where(last, float("-inf"), best), tl.where(last, NONE, index)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-KIB = 1024
-WORKSPACE = 2 * 2**20  # bytes of candidates, at most
+from negengine.kernels.files import JsonFile, cache_folder, fingerprint_of
+from negengine.kernels.triton.occupancy import Work, best_splits, longest
+
+KIB, MIB = 1024, 1024**2
+WORKSPACE = 2 * MIB  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
-WAVES = 4  # units of work per program that runs at once: fewer leave processors idle at the end
+WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
+REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
+WHOLE = 8 * KIB  # bytes of x that a merge program holds in registers: 32 entries per thread, no more spill nothing that is needed
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,23 @@ class Architecture:
         name: ``sm_90`` and the like, ``gfx942``, or ``interpreter``.
         shared: bytes of shared memory that one block may have.
         processors: multiprocessors or compute units.
+        cache: bytes of the last cache that all processors share.
     """
 
     name: str
     shared: int
     processors: int
+    cache: int = 16 * MIB
 
     @property
     def descriptors(self) -> bool:
         """Whether it has a tensor memory accelerator worth using."""
         return self.name in ("sm_90", "sm_100")
+
+    @property
+    def appetite(self) -> float:
+        """Rows and columns of a tile, in parallel, below which the cache feeds the matrix units too slowly."""
+        return 85.0 if self.descriptors else 64.0
 
     @property
     def partial_sums(self) -> bool:
@@ -53,31 +63,55 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Shape:
-    """A call: ``B`` images of ``T`` queries against ``K`` images of ``M`` keys, ``D`` channels."""
+    """A call: ``B`` images of ``T`` queries against ``K`` images of ``M`` keys, ``D`` channels.
+
+    ``updated``: images that have references, where the host knows; else all but one are taken to have some.
+    """
 
     B: int
     K: int
     T: int
     M: int
     D: int
+    updated: int | None = None
+
+    @property
+    def images(self) -> int:
+        return self.updated if self.updated is not None else max(self.B - 1, 1)
 
 
 @dataclass(frozen=True)
 class MatchConfig:
+    """A tile of the search and how it is run.
+
+    Attributes:
+        halvings: of a tile before it is reduced, to save registers.
+        group: row tiles that share their key tiles in the cache.
+        persistent: as many programs as run at once, each with several units of work; otherwise one program per unit.
+        descriptors: tiles are read by the tensor memory accelerator.
+        flatten: the next tile is read while this one is reduced.
+        specialize: some warps only load.
+    """
+
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
-    halvings: int = 0  # of a tile before it is reduced
-    group: int = 8  # row tiles that share their key tiles in the cache
+    halvings: int = 0
+    group: int = 8
     persistent: bool = False
     descriptors: bool = False
+    flatten: bool = False
     specialize: bool = False
 
     def shared(self, itemsize: int) -> int:
         """Bytes of shared memory for the operands in flight."""
         return (self.block_m + self.block_n) * self.block_k * itemsize * self.num_stages
+
+    def resident(self, itemsize: int, architecture: Architecture) -> int:
+        """Programs that a processor runs at once, by shared memory and by registers, of which a thread takes up to 255."""
+        return max(1, min(architecture.shared // (self.shared(itemsize) + KIB), 8 // self.num_warps))
 
 
 @dataclass(frozen=True)
@@ -87,35 +121,43 @@ class RowsConfig:
     rows: int
     block_d: int
     num_warps: int
+    block_n: int = 0  # of the exact search in the merge
+    block_k: int = 0
 
 
 # Known devices; the shared memory is what a block may opt in to.
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture("sm_80", 163 * KIB, 108),
-        Architecture("sm_86", 99 * KIB, 84),
-        Architecture("sm_89", 99 * KIB, 128),
-        Architecture("sm_90", 227 * KIB, 132),
-        Architecture("sm_100", 227 * KIB, 148),
-        Architecture("sm_120", 99 * KIB, 170),
-        Architecture("gfx942", 64 * KIB, 304),
+        Architecture("sm_80", 163 * KIB, 108, 40 * MIB),
+        Architecture("sm_86", 99 * KIB, 84, 6 * MIB),
+        Architecture("sm_89", 99 * KIB, 128, 72 * MIB),
+        Architecture("sm_90", 227 * KIB, 132, 50 * MIB),
+        Architecture("sm_100", 227 * KIB, 148, 126 * MIB),
+        Architecture("sm_120", 99 * KIB, 170, 96 * MIB),
+        Architecture("gfx942", 64 * KIB, 304, 256 * MIB),
     )
 }
 GENERIC = Architecture("generic", 48 * KIB, 64)
 INTERPRETER = Architecture("interpreter", 48 * KIB, 1)
 
-# (large, small): the first where rows and keys fill its tiles often enough to occupy the device
+# For 16 bits, the better first where as many programs would be as busy. sm_90: 128 x 256 reduces fewer rows for the same product;
+# 256 x 128 is the tile that served before it; two blocks of 128 x 128 per processor hide each other's reductions. All this is
+# predicted, not yet measured.
 _HALF = {
     "sm_80": (MatchConfig(128, 128, 64, 8, 4), MatchConfig(64, 128, 64, 4, 3)),
     "sm_86": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "sm_89": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
-    "sm_90": (MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
-    "sm_100": (MatchConfig(256, 128, 64, 8, 4, halvings=2), MatchConfig(128, 128, 64, 4, 4, halvings=2)),
+    "sm_90": (MatchConfig(128, 256, 64, 8, 4), MatchConfig(256, 128, 64, 8, 4), MatchConfig(128, 128, 64, 4, 3)),
+    "sm_100": (
+        MatchConfig(128, 256, 64, 8, 4, halvings=2),
+        MatchConfig(256, 128, 64, 8, 4, halvings=3),
+        MatchConfig(128, 128, 64, 4, 4, halvings=2),
+    ),
     "sm_120": (MatchConfig(128, 128, 64, 8, 3), MatchConfig(64, 64, 64, 4, 3)),
     "gfx942": (MatchConfig(128, 128, 64, 8, 2), MatchConfig(64, 64, 64, 4, 2)),
-    "generic": (MatchConfig(64, 64, 32, 4, 3), MatchConfig(64, 64, 32, 4, 3)),
-    "interpreter": (MatchConfig(32, 32, 32, 4, 1), MatchConfig(32, 32, 32, 4, 1)),
+    "generic": (MatchConfig(64, 64, 32, 4, 3),),
+    "interpreter": (MatchConfig(32, 32, 32, 4, 1),),
 }
 # rows in 8 bits, int8 or fp8: smaller tiles than for 16 bits, as two candidates a lane take registers
 _QUANTISED = {
@@ -145,10 +187,8 @@ _SINGLE = {
 _SINGLE_DEFAULT = (MatchConfig(64, 64, 16, 4, 3), MatchConfig(64, 64, 16, 4, 3))
 
 
-def known_configs(
-    itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True
-) -> tuple[MatchConfig, MatchConfig]:
-    """For many tiles and for few.
+def known_configs(itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> tuple[MatchConfig, ...]:
+    """The tiles that a call may use, the better first where they keep the device as busy.
 
     Args:
         itemsize: bytes of an element; 1 if quantised.
@@ -160,40 +200,78 @@ def known_configs(
     if itemsize == 4:
         return _SINGLE.get(architecture.name, _SINGLE_DEFAULT)
     if not aligned:
-        return _UNALIGNED, _UNALIGNED
-    known = _QUANTISED if itemsize == 1 else _HALF
-    large, small = known.get(architecture.name, known["generic"])
+        return (_UNALIGNED,)
     if architecture.descriptors and not descriptors:
-        return (_POINTERS[architecture.name, itemsize],) * 2
+        return (_POINTERS[architecture.name, itemsize],)
+    known = _QUANTISED if itemsize == 1 else _HALF
+    found = known.get(architecture.name, known["generic"])
     if architecture.descriptors:
-        large, small = (dataclasses.replace(config, descriptors=True, persistent=True) for config in (large, small))
-    return large, small
+        # partial sums and two candidates per lane leave no registers to read ahead with
+        return tuple(dataclasses.replace(c, descriptors=True, persistent=True, flatten=itemsize > 1) for c in found)
+    return found
+
+
+def work(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int) -> Work:
+    """The call in tiles of a configuration."""
+    row_tiles, key_tiles = -(-shape.T // config.block_m), -(-shape.M // config.block_n)
+    return Work(
+        shape.images * row_tiles,
+        shape.K * key_tiles,
+        config.group,
+        architecture.processors * config.resident(itemsize, architecture),
+    )
 
 
 def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> MatchConfig:
-    """The configuration of the search: large tiles where there are enough of them to occupy the device.
+    """The configuration of the search that should be done first.
+
+    A program's time is counted in channels of a tile: those that are multiplied, slower where the tile is small for the cache's
+    bandwidth, and those that its reduction costs, unless a second program on the same processor multiplies meanwhile. This is a
+    prediction, not yet measured.
 
     Args:
         descriptors: whether the caller can pass any.
     """
-    large, small = known_configs(itemsize, architecture, aligned, descriptors)
-    tiles = shape.B * -(-shape.T // large.block_m) * shape.K * -(-shape.M // large.block_n)
-    return large if tiles >= WAVES * architecture.processors else small
+    known = known_configs(itemsize, architecture, aligned, descriptors)
+    if not concrete(shape):  # a compiled graph for every size: comparisons would tie it to one
+        return known[0]
+
+    def cost(config: MatchConfig) -> float:
+        programs, area = config.resident(itemsize, architecture), config.block_m * config.block_n
+        rounds = longest(work(shape, config, architecture, itemsize), splits(shape, config, architecture, itemsize))
+        hungry = max(1.0, architecture.appetite * (1 / config.block_m + 1 / config.block_n))
+        return rounds * area * (programs * shape.D * hungry + (REDUCTION if programs == 1 else 0))
+
+    return min(known, key=cost)
 
 
-def splits(shape: Shape, config: MatchConfig, architecture: Architecture, slots: int = 1) -> tuple[int, int]:
-    """Into how many parts the keys of a row tile are divided, and how many key tiles make a part.
+def concrete(shape: Shape) -> bool:
+    """Whether the sizes are numbers and not a compiler's symbols."""
+    return all(type(n) is int for n in (shape.B, shape.K, shape.T, shape.M, shape.D))
+
+
+def splits(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int, slots: int = 1) -> int:
+    """Into how many parts the keys of a row tile are divided, at most as many as one image has key tiles.
 
     ``slots`` scores and indices leave a part. Where that is more than one, which candidates crowd each other out depends on the
     parts, so there are ``CROWD`` of them whatever the device and the memory: the same input gives the same bits.
     """
-    row_tiles = shape.B * -(-shape.T // config.block_m)
-    key_tiles = shape.K * -(-shape.M // config.block_n)
-    wanted = -(-WAVES * architecture.processors // row_tiles)
+    key_tiles = -(-shape.M // config.block_n)
     affordable = WORKSPACE // (8 * slots * shape.B * shape.T)
-    parts = max(min(wanted, affordable), 1) if slots == 1 else CROWD
-    span = -(-key_tiles // min(parts, key_tiles))
-    return -(-key_tiles // span), span
+    if slots > 1:
+        return min(CROWD, key_tiles)
+    most = max(1, min(affordable, key_tiles))
+    if concrete(shape):
+        tiles = work(shape, config, architecture, itemsize)
+        active = tiles.programs * config.block_m * shape.D * itemsize  # bytes of rows, if every program had a row tile of its own
+        return best_splits(tiles, min(most, -(-active // (architecture.cache * 6 // 10))), most)
+    return max(1, min(-(-WAVES * architecture.processors // (shape.images * -(-shape.T // config.block_m))), most))
+
+
+def programs(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int, parts: int) -> int:
+    """Of the search's grid: at most one per unit of work, if persistent at most as many as run at once."""
+    units = shape.B * -(-shape.T // config.block_m) * parts
+    return min(units, architecture.processors * config.resident(itemsize, architecture)) if config.persistent else units
 
 
 def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
@@ -201,10 +279,18 @@ def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: b
     return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, most), num_warps=4)
 
 
-def merge_config(D: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:
-    rows = 32 if architecture == INTERPRETER else 16  # 16: the least that a matrix product takes
-    most = 32 if not aligned else 128 if quantised else 256  # unaligned entries have an address each: 1028 bytes spilled at 256
-    return RowsConfig(rows=rows, block_d=_block_d(D, most), num_warps=4)
+def merge_config(
+    D: int, itemsize: int, architecture: Architecture, quantised: bool = False, aligned: bool = True
+) -> RowsConfig:  # fmt: skip
+    """Whole rows at once where they fit registers, so that x is read once."""
+    whole = _block_d(D, 1 << 30)
+    if aligned and not quantised and whole * itemsize <= WHOLE:
+        rows, block_d = min(16, WHOLE // (whole * itemsize)), whole
+    else:  # unaligned entries have an address each: 1028 bytes spilled at 256
+        rows, block_d = 16, _block_d(D, 32 if not aligned else 128 if quantised else 256)
+    if architecture == INTERPRETER:
+        return RowsConfig(32, block_d, num_warps=4, block_n=32, block_k=32)
+    return RowsConfig(rows, block_d, num_warps=4, block_n=16 if rows > 4 else 32, block_k=16)
 
 
 def _block_d(D: int, most: int) -> int:
@@ -222,10 +308,16 @@ def candidates(itemsize: int, architecture: Architecture, aligned: bool) -> list
             config = dataclasses.replace(base, num_stages=max(stages, 1), group=group)
             found.append(config)
             if config.descriptors:
-                found.append(dataclasses.replace(config, persistent=False))
+                found.append(dataclasses.replace(config, flatten=not config.flatten))
                 if architecture.name == "sm_100" and config.block_m == 128:  # at 256 rows it spills
                     found.append(dataclasses.replace(config, specialize=True))
     return list(dict.fromkeys(found))
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Of the kernels and their launches: what was measured of others says nothing of these."""
+    return fingerprint_of(sorted(Path(__file__).parent.glob("*.py")))
 
 
 @dataclass(frozen=True)
@@ -235,24 +327,24 @@ class Versions:
     device: str
     torch: str
     triton: str
+    kernels: str
 
     @property
     def key(self) -> str:
-        return f"{self.device} torch {self.torch} triton {self.triton}"
+        return f"{self.device} torch {self.torch} triton {self.triton} kernels {self.kernels}"
 
 
 class Cache:
-    """Tuned configurations in one JSON file. Several processes may read and write it at once.
-
-    A reader sees a whole file, old or new; a writer holds a lock while it adds to what is there.
-    """
+    """Tuned configurations in one JSON file. Several processes may read and write it at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = JsonFile(path)
 
     def get(self, versions: Versions, call: str) -> MatchConfig | None:
         """The configuration stored for a call, None if there is none or it is not one that this version knows."""
-        entry = self._read().get(versions.key, {}).get(call)
+        calls = self._file.read().get(versions.key)
+        entry = calls.get(call) if isinstance(calls, dict) else None
         known = {
             field.name: type(field.default) if field.default is not dataclasses.MISSING else int
             for field in dataclasses.fields(MatchConfig)
@@ -262,34 +354,12 @@ class Cache:
         return MatchConfig(**entry)
 
     def put(self, versions: Versions, call: str, config: MatchConfig) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            entries = self._read()
-            entries.setdefault(versions.key, {})[call] = dataclasses.asdict(config)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)
-            try:
-                with os.fdopen(handle, "w") as file:
-                    json.dump(entries, file, indent=1, sort_keys=True)
-                os.replace(name, self.path)
-            except BaseException:
-                os.unlink(name)
-                raise
+        def add(entries: dict[str, Any]) -> None:
+            if not isinstance(entries.get(versions.key), dict):
+                entries[versions.key] = {}
+            entries[versions.key][call] = dataclasses.asdict(config)
 
-    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
-        try:
-            entries = json.loads(self.path.read_text())
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-            return {}
-        calls = entries.items() if isinstance(entries, dict) else ()
-        return {versions: found for versions, found in calls if isinstance(found, dict)}
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        import fcntl  # where there is Triton, there is this
-
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        self._file.change(add)
 
 
 def call_key(shape: Shape, kind: str, aligned: bool) -> str:
@@ -333,8 +403,7 @@ def tuning_cache() -> Cache | None:
     setting = os.environ.get("NEGENGINE_TUNE", "")
     if setting in ("", "0"):
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Cache(home / "negengine" / "triton.json" if setting == "1" else Path(setting))
+    return Cache(cache_folder() / "triton.json" if setting == "1" else Path(setting))
 
 
 @functools.cache
@@ -349,5 +418,5 @@ def architecture_of(capability: tuple[int, int] | str, shared: int, processors: 
             name = "sm_80" if shared >= ARCHITECTURES["sm_80"].shared else "sm_86"
     known = ARCHITECTURES.get(name)
     if known is None or known.shared > shared:
-        return Architecture("generic", shared, processors)
-    return Architecture(name, shared, processors)
+        return dataclasses.replace(GENERIC, shared=shared, processors=processors)
+    return Architecture(name, shared, processors, known.cache)

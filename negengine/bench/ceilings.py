@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from negengine.bench.interleave import interleave
 from negengine.bench.shapes import Shape
+from negengine.interleave import interleave
 
 DRIFT = 0.10  # a peak that moved by more between before and after makes a case suspect
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}

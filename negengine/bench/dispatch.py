@@ -10,20 +10,13 @@ from typing import Any
 import torch
 
 from negengine import ops, reference
-from negengine.bench.interleave import interleave
 from negengine.bench.variants import ALPHA, THRESHOLD
+from negengine.interleave import interleave
 from negengine.ops import registry
 from negengine.ops.negtome import as_alpha, as_threshold
 
-IDLE = "nothing"  # name of a backend that does nothing
+IDLE = dataclasses.replace(registry._BACKENDS["torch"], name="nothing", run=lambda call: None)
 CALLS = 1000  # in a row make one measurement: a clock's own cost and the wait for a device vanish
-
-
-def idle_backend() -> str:
-    """Name of a backend whose calls return at once."""
-    if IDLE not in registry.backends():
-        registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=IDLE, run=lambda call: None))
-    return IDLE
 
 
 @torch.inference_mode()
@@ -41,7 +34,7 @@ def measure(device: str, rounds: int = 15, calls: int = CALLS) -> list[dict[str,
         "tensors": (as_alpha(ALPHA, x), as_threshold(THRESHOLD, x)),
         "numbers": (ALPHA, THRESHOLD),
     }
-    found = [idle_backend(), *(b for b, why in ops.backends().items() if why is None and b != "torch" and _takes(b, x))]
+    found = [IDLE.name, *(b for b, why in ops.backends().items() if why is None and b != "torch" and _takes(b, x))]
     names = {f"{form}, {backend}": (form, backend) for form in settings for backend in dict.fromkeys(found)}
 
     def repeat(call: Callable[[], object]) -> Callable[[], None]:
@@ -57,7 +50,8 @@ def measure(device: str, rounds: int = 15, calls: int = CALLS) -> list[dict[str,
         )
         for name, (form, backend) in names.items()
     }
-    timings = interleave(variants, rounds=rounds, warmup=2)
+    with registry.registered(IDLE):
+        timings = interleave(variants, rounds=rounds, warmup=2)
     rows = []
     for name, (form, backend) in names.items():
         times = {key: value / calls for key, value in timings[name].summary().items() if key != "rounds"}

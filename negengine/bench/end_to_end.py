@@ -10,11 +10,12 @@ import torch
 
 import negengine
 from negengine import models
-from negengine.bench.interleave import Timing, interleave
 from negengine.bench.published import published_backend
-from negengine.bench.stacks import IMAGES, Stack, build
+from negengine.bench.stacks import IMAGES, TRANSFORMER_BLOCKS, Stack, build
 from negengine.bench.variants import dtype_name, usable
 from negengine.diffusers import families
+from negengine.interleave import Timing, interleave
+from negengine.ops import registry
 
 WITHOUT, PUBLISHED, AGAIN = "without", "published", "without (again)"
 PROMPTS = 2
@@ -50,34 +51,37 @@ def measure_pipeline(name: str, device: str, rounds: int) -> list[dict[str, Any]
     for case, (backend, search) in engines(device, plain.dtype).items():
         own = dataclasses.replace(settings, backend=backend, search=search)
         pipes[case] = negengine.apply(models.load(name, device=device), own)
-    full = families.with_family_defaults(settings, plain)
-    theirs = dataclasses.replace(settings, backend=published_backend(IMAGES, full.alpha, full.threshold))
-    pipes[PUBLISHED] = negengine.apply(models.load(name, device=device), theirs)
 
     def draw(pipe: Any) -> Callable[[], Any]:
         call = models.preset(name).call_kwargs(PROMPTS)
         prompts = list(models.PROMPTS[:PROMPTS])
         return lambda: pipe(prompts, num_images_per_prompt=IMAGES, generator=torch.Generator(device).manual_seed(0), **call)
 
-    calls = {case: draw(pipe) for case, pipe in pipes.items()}
-    timings = interleave(calls | {AGAIN: calls[WITHOUT]}, rounds=rounds, warmup=1)
+    full = families.with_family_defaults(settings, plain)
+    with registry.registered(published_backend(IMAGES, full.alpha, full.threshold)) as published:
+        theirs = dataclasses.replace(settings, backend=published.name)
+        pipes[PUBLISHED] = negengine.apply(models.load(name, device=device), theirs)
+        calls = {case: draw(pipe) for case, pipe in pipes.items()}
+        timings = interleave(calls | {AGAIN: calls[WITHOUT]}, rounds=rounds, warmup=1)
     about = {"pipeline": name, "images": PROMPTS * IMAGES, "steps": models.preset(name).steps}
     return rows(about, timings, _shares(pipes))
 
 
 @torch.inference_mode()
+@families.registered(TRANSFORMER_BLOCKS)
 def measure_stack(stack: Stack, dtype: torch.dtype, device: str, rounds: int) -> list[dict[str, Any]]:
     """One forward of a stack, merging active in every attention."""
     found = engines(device, dtype).items()
-    ours = {case: dataclasses.replace(stack.settings, backend=backend, search=search) for case, (backend, search) in found}
-    theirs = dataclasses.replace(stack.settings, backend=stack.published)
+    settings = {case: dataclasses.replace(stack.settings, backend=backend, search=search) for case, (backend, search) in found}
     built, forwards = {}, {}
-    # models with the same weights: nothing is put on or taken off between the calls
-    for case, settings in {WITHOUT: None, **ours, PUBLISHED: theirs}.items():
-        built[case], forwards[case] = build(stack, dtype, device)
-        if settings is not None:
-            negengine.apply(built[case], settings)
-    timings = interleave(forwards | {AGAIN: forwards[WITHOUT]}, rounds=rounds, warmup=1)
+    with registry.registered(stack.published) as published:
+        settings[PUBLISHED] = dataclasses.replace(stack.settings, backend=published.name)
+        # models with the same weights: nothing is put on or taken off between the calls
+        for case in (WITHOUT, *settings):
+            built[case], forwards[case] = build(stack, dtype, device)
+            if case in settings:
+                negengine.apply(built[case], settings[case])
+        timings = interleave(forwards | {AGAIN: forwards[WITHOUT]}, rounds=rounds, warmup=1)
     about = {
         "stack": stack.name,
         "family": stack.family,

@@ -6,20 +6,15 @@ import dataclasses
 
 from negengine.bench import rivals
 from negengine.kernels.call import Call
-from negengine.ops import registry
-
-PREFIX = "published"
+from negengine.ops import Backend, registry
 
 
-def published_backend(group_size: int, alpha: float, threshold: float) -> str:
-    """Name of a backend that runs :func:`negengine.bench.rivals.release` on each group, whose image 0 is the reference.
+def published_backend(group_size: int, alpha: float, threshold: float) -> Backend:
+    """A backend, not registered, that runs :func:`negengine.bench.rivals.release` on each group, whose image 0 is the reference.
 
     The published code knows its settings as numbers of Python; so does this, and it leaves those of the call alone. It writes over
     its input in the last step of the algorithm, at no cost of its own. No mask, no dropout, no statistics.
     """
-    name = f"{PREFIX}, groups of {group_size}, alpha {alpha:g}, threshold {threshold:g}"
-    if name in registry.backends():
-        return name
 
     def run(call: Call) -> None:
         x, y, K = call.x, call.y, call.references.shape[1]
@@ -28,5 +23,5 @@ def published_backend(group_size: int, alpha: float, threshold: float) -> str:
         for source, target in zip(x.split(group_size), y.split(group_size), strict=True):
             rivals.release(source, alpha, threshold, call.matching, out=target)
 
-    registry.register_backend(dataclasses.replace(registry._BACKENDS["torch"], name=name, run=run))
-    return name
+    name = f"published, groups of {group_size}, alpha {alpha:g}, threshold {threshold:g}"
+    return dataclasses.replace(registry._BACKENDS["torch"], name=name, run=run)

@@ -15,6 +15,7 @@ import negengine
 from negengine.bench.published import published_backend
 from negengine.bench.variants import ALPHA
 from negengine.diffusers import Family, Site
+from negengine.ops import Backend
 
 IMAGES = 4
 CONTEXT, CONTEXT_CHANNELS = 77, 2048  # of SDXL's text encoders
@@ -44,8 +45,8 @@ class Stack:
         return negengine.NegToMe(alpha=ALPHA, threshold=threshold, timesteps=(0, 1000), group_size=IMAGES)
 
     @property
-    def published(self) -> str:
-        """Name of the backend that runs the published algorithm in its place."""
+    def published(self) -> Backend:
+        """The backend that runs the published algorithm in its place."""
         return published_backend(IMAGES, ALPHA, float(self.settings.threshold or 0))
 
 
@@ -86,7 +87,7 @@ def _no_text(inputs: Mapping[str, Any]) -> int:
     return 0
 
 
-# registered while a stack is measured only: no user has such a model
+# registered only while a stack is measured: users have no such model, and their error messages name none
 TRANSFORMER_BLOCKS = Family(
     name="SDXL's transformer blocks",
     component="blocks",

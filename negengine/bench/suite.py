@@ -14,10 +14,10 @@ from torch import Tensor
 from negengine import ops, reference
 from negengine.bench import ceilings as ceilings_
 from negengine.bench.ceilings import Ceilings
-from negengine.bench.interleave import Timing, interleave, interleave_graphs
 from negengine.bench.memory import growth
 from negengine.bench.shapes import GATES, SCALING, SHAPES, Shape
 from negengine.bench.variants import ALPHA, THRESHOLD, Variant, dtype_name, usable, variants
+from negengine.interleave import Timing, interleave, interleave_graphs
 from negengine.reference import MATCHINGS
 
 AGAIN = " (again)"  # the same variant timed twice: what differs less is noise

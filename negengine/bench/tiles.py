@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from negengine.bench import rivals, suite
-from negengine.bench.interleave import interleave, interleave_graphs
 from negengine.bench.results import Results
 from negengine.bench.shapes import Shape, shape_named
 from negengine.bench.suite import Case
 from negengine.bench.variants import ours
+from negengine.interleave import interleave, interleave_graphs
 from negengine.kernels.triton import launch, tuning
 from negengine.kernels.triton.tuning import MatchConfig
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from negengine import ops, reference
-from negengine.bench import published, rivals
+from negengine.bench import rivals
 from negengine.ops import cpu, registry
 
 ALPHA, THRESHOLD = 0.9, 0.65
@@ -74,7 +74,7 @@ def usable(device: str, dtype: torch.dtype, only: Sequence[str] | None = None) -
     """``(backend, search)`` of every call that this machine can take; of searches that come to the same, the first."""
     found: dict[tuple[str, str], str] = {}
     for name, missing in ops.backends().items():
-        if missing is not None or name not in (only or ops.backends()) or name.startswith(published.PREFIX):
+        if missing is not None or name not in (only or ops.backends()):
             continue
         for search in registry.SEARCHES:
             if registry._BACKENDS[name].refuses(torch.device(device), dtype, search) is None:

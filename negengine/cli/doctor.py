@@ -30,6 +30,9 @@ def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0
         auto = (f"{dtype_name(dtype)} in {cpu.precision(dtype, 'auto')}" for dtype in DELTAS)
         about.add_row("cpu search='auto'", ", ".join(auto))
         about.add_row("cpu threads", "torch's" if cpu.parallel_of_torch() else "their own: torch has no OpenMP runtime to share")
+    for gpu in range(torch.cuda.device_count()):
+        for dtype in (torch.bfloat16, torch.float16):
+            about.add_row(f"triton kernels, cuda:{gpu}, {dtype_name(dtype)}", kernels_on(torch.device("cuda", gpu), dtype))
     console.print(about)
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -49,6 +52,12 @@ def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0
     console.print(tests)
     if failed:
         raise typer.Exit(1)
+
+
+def kernels_on(device: torch.device, dtype: torch.dtype) -> str:
+    """What is known of the Triton kernels on a GPU, and since when; proves nothing."""
+    reason = registry.find("triton", device, dtype, "auto")[1]
+    return reason[0] if reason else str(ops.verify(device, dtype, mode="off"))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

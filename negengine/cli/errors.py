@@ -18,6 +18,8 @@ def one_line_errors(command: Command) -> Command:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError, but the command's own word
+            raise
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             typer.secho(f"error: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
             raise typer.Exit(2) from error

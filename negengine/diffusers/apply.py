@@ -6,7 +6,7 @@ import fnmatch
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,8 @@ from negengine.diffusers.listen import MethodListener
 from negengine.diffusers.report import Status
 from negengine.diffusers.run import Run
 from negengine.methods import NegToMe
-from negengine.ops import registry
+from negengine.ops import Verdict, registry, verdicts
+from negengine.ops.establish import settle
 
 Target = TypeVar("Target")
 SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
@@ -61,11 +62,16 @@ def apply(target: Target, settings: NegToMe, *, scheduler: Any = None) -> Target
     elif settings.pictures and getattr(pipe, "vae", None) is None:
         raise ValueError("reference pictures are encoded by the pipeline's VAE, but this pipeline has none")
     sites = select(list(family.sites(denoiser)), settings.blocks or (), family)
+    kernels = []
+    if settings.backend is None:
+        devices = {parameter.device for parameter in denoiser.parameters()}
+        kernels = _prove_kernels(denoiser, sites, settings, devices, _dtype(denoiser))
     known = {site.path for site in _applied[denoiser].sites} if denoiser in _applied else set()
     remove(target)
     if {site.path for site in sites} - known:
         _forget_compiled(target, denoiser, family)
     _applied[denoiser] = applied = Applied(pipe, denoiser, family, settings, sites, scheduler)
+    applied.run.kernels = kernels
     if pipe is not None:
         _driven[pipe] = applied
     return target
@@ -123,6 +129,20 @@ def select(sites: list[Site], patterns: Sequence[str], family: Family) -> list[S
                 f"no attention block of this {family.name} denoiser is named {pattern!r}; there are {', '.join(parts)}"
             )
     return [site for site in sites if any(fits(site.name, pattern) for pattern in patterns)]
+
+
+def _prove_kernels(
+    denoiser: nn.Module, sites: Sequence[Site], settings: NegToMe, devices: Iterable[torch.device], dtype: torch.dtype
+) -> list[Verdict]:
+    """On GPUs the kernels prove themselves before they are first used."""
+    modules = [(site.where, denoiser.get_submodule(site.path)) for site in sites]
+    channels = {getattr(module, "in_features" if where == "input" else "out_dim", 0) for where, module in modules}
+    return settle(devices, dtype, settings.search, settings.matching, channels)
+
+
+def _dtype(denoiser: nn.Module) -> torch.dtype:
+    """What the denoiser computes in: quantised weights are of another dtype."""
+    return next((p.dtype for p in denoiser.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 def _check_bare(settings: NegToMe, scheduler: Any) -> None:
@@ -255,6 +275,9 @@ class Applied:
         embeds = result[0]
         settings = self.run.settings
         registry.choose(settings.backend, embeds.device, embeds.dtype, settings.search)  # raises before the first step
+        if settings.backend is None:
+            self.run.kernels = _prove_kernels(denoiser, self.sites, settings, [embeds.device], embeds.dtype)
+            verdicts.pin()
         images = arguments.get("num_images_per_prompt") or 1
         self.run.begin(images, len(embeds), embeds.device)
 

@@ -18,6 +18,7 @@ class Status:
         eligible_tokens: tokens that had a reference, summed over blocks and steps.
         merged_tokens: of those, tokens whose match exceeded the threshold.
         group_size: images per group; 0 before the first run.
+        kernels: verdict on the Triton kernels for this run's device, and its age; None where they do not come into question.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Status:
     eligible_tokens: int
     merged_tokens: int
     group_size: int
+    kernels: str | None = None
 
     @property
     def merged_share(self) -> float:
@@ -55,4 +57,6 @@ class Status:
             f"{self.method} on {self.family}: active in {self.active_blocks} of {self.blocks} blocks and "
             f"{self.active_steps} of {self.steps} steps, merged {self.merged_share:.1%} of the tokens"
         )
+        if self.kernels is not None:
+            done += f"; Triton kernels: {self.kernels}"
         return done if self.idle_reason is None else f"{done}; it changed nothing: {self.idle_reason}"

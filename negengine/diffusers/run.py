@@ -16,6 +16,7 @@ from negengine.diffusers.families import Family, Grid
 from negengine.diffusers.pictures import Pictures, noise_levels
 from negengine.diffusers.report import Status
 from negengine.methods import NegToMe
+from negengine.ops import verdicts
 from negengine.reference import group_references, is_disjoint
 
 logger = logging.getLogger("negengine")
@@ -58,6 +59,7 @@ class Run:
         self.timesteps: list[float] = []  # of 1000
         self.position = 0
         self.steps = self.active_steps = 0
+        self.kernels: list[ops.Verdict] = []  # on the Triton kernels, where they come into question
         self._rows, self._device = 0, torch.device("cpu")
         self._levels: Any = None
         self._seeds = torch.full((1,), settings.seed, dtype=torch.int64)
@@ -219,6 +221,7 @@ class Run:
     def finish(self) -> None:
         """A pipeline call is over: say what it did."""
         self.active = self.open = False
+        verdicts.unpin()
         status = self.status()
         logger.log(logging.WARNING if status.idle_reason else logging.INFO, "%s", status)
 
@@ -238,6 +241,7 @@ class Run:
             eligible_tokens=eligible,
             merged_tokens=merged,
             group_size=self.group_size,
+            kernels="; ".join(map(str, self.kernels)) or None,
         )
 
 

@@ -3,5 +3,8 @@
 from negengine.ops.dropout import keep_tokens
 from negengine.ops.negtome import match, negtome, negtome_
 from negengine.ops.registry import Backend, backends, register_backend
+from negengine.ops.verdicts import Verdict
 
-__all__ = ["Backend", "backends", "keep_tokens", "match", "negtome", "negtome_", "register_backend"]
+from negengine.ops.establish import verify  # isort: skip  (asks the registered backends)
+
+__all__ = ["Backend", "Verdict", "backends", "keep_tokens", "match", "negtome", "negtome_", "register_backend", "verify"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +50,16 @@ def register_backend(backend: Backend) -> None:
     if backend.name in _BACKENDS:
         raise ValueError(f"backend {backend.name!r} is registered already")
     _BACKENDS[backend.name] = backend
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[Backend]:
+    """As :func:`register_backend`, for the duration of a ``with``."""
+    register_backend(backend)
+    try:
+        yield backend
+    finally:
+        del _BACKENDS[backend.name]
 
 
 def backends() -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from negengine.kernels.call import Call
+from negengine.ops import verdicts
 from negengine.ops.registry import Backend, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -65,6 +66,7 @@ def _on(x: Tensor) -> torch.cuda.device:
 def _match(call: Call) -> tuple[Tensor, Tensor]:
     from negengine.kernels.triton import launch
 
+    verdicts.warn_if_wrong(call)
     with _on(call.x):
         return launch.match(call)
 
@@ -72,12 +74,9 @@ def _match(call: Call) -> tuple[Tensor, Tensor]:
 def _run(call: Call) -> None:
     from negengine.kernels.triton import launch
 
+    verdicts.warn_if_wrong(call)
     with _on(call.x):
         launch.negtome(call)
-
-
-def _defers(call: Call) -> str | None:
-    return "has not been proven on this device"
 
 
 # --- what a compiled graph shows: the same launches, recorded ----------------------------------------------------
@@ -166,7 +165,7 @@ register_backend(
         refuses=_refuses,
         match=_match,
         run=_run,
-        defers=_defers,
+        defers=verdicts.defers,
         # the interpreter runs kernels, it cannot record them
         traced={} if _interpreted() else {"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
     )

@@ -1,17 +1,20 @@
 import pytest
 import torch
 
-from negengine.bench.interleave import Timing
 from negengine.bench.shapes import Shape
+from negengine.diffusers import families
+from negengine.interleave import Timing
 from negengine.ops import registry
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _backends(monkeypatch):
-    """The published algorithm registers itself as a backend; other tests must not meet it."""
-    monkeypatch.setattr(registry, "_BACKENDS", dict(registry._BACKENDS))
+def _nothing_stays_registered():
+    """Measuring leaves no backend and no family behind: users would find them in `ops.backends()` and in error messages."""
+    before = list(registry._BACKENDS), list(families._FAMILIES)
+    yield
+    assert (list(registry._BACKENDS), list(families._FAMILIES)) == before
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ import torch
 import negengine
 from negengine import models
 from negengine.bench import end_to_end, stacks
-from negengine.bench.interleave import Timing
-from negengine.bench.stacks import STACKS, Stack, build
+from negengine.bench.stacks import STACKS, TRANSFORMER_BLOCKS, Stack, build
 from negengine.bench.variants import usable
+from negengine.diffusers import families
+from negengine.interleave import Timing
 from negengine.ops import registry
 
 OURS = " ".join(usable("cpu", torch.float32)[0])  # the preferred backend and search
@@ -22,12 +23,23 @@ def small_text(monkeypatch):
     monkeypatch.setattr(stacks, "FLUX_TEXT", 4)
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.fixture(params=SMALL)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def published(family):
+    with registry.registered(SMALL[family].published) as backend:
+        yield backend
+
+
 @torch.inference_mode()
-def test_ours_and_the_published_algorithm_agree_in_a_stack(family):
+@families.registered(TRANSFORMER_BLOCKS)
+def test_ours_and_the_published_algorithm_agree_in_a_stack(family, published):
     stack = SMALL[family]
     results = {}
-    for name, backend in (("without", None), ("ours", "torch"), ("published", stack.published)):
+    for name, backend in (("without", None), ("ours", "torch"), ("published", published.name)):
         model, forward = build(stack, torch.float32, "cpu")
         if backend is not None:
             negengine.apply(model, dataclasses.replace(stack.settings, backend=backend))
@@ -38,6 +50,12 @@ def test_ours_and_the_published_algorithm_agree_in_a_stack(family):
     assert status.merged_tokens > 0
     torch.testing.assert_close(results["published"], results["ours"], rtol=0, atol=1e-4)
     assert not torch.allclose(results["without"], results["ours"], rtol=0, atol=1e-2)
+
+
+def test_the_family_of_the_stacks_is_in_no_error_message():
+    with pytest.raises(TypeError, match="It knows") as error:
+        negengine.apply(torch.nn.Linear(1, 1), negengine.NegToMe())
+    assert TRANSFORMER_BLOCKS.name not in str(error.value)
 
 
 def test_rows_of_a_stack():

@@ -16,7 +16,6 @@ from negengine.bench.results import Results, table
 from negengine.bench.shapes import SCALING, Shape
 from negengine.bench.suite import AGAIN, Case, Row
 from negengine.bench.variants import precision, usable
-from negengine.ops import registry
 
 RATES = Ceilings({"fp32": 100.0, "bf16": 200.0, "int8": 400.0}, 1e10)
 
@@ -56,12 +55,19 @@ def test_percentiles(ten):
 
 def test_dispatch_is_measured_around_nothing_and_around_kernels(monkeypatch):
     found = dispatch.measure("cpu", rounds=2, calls=3)
-    assert {(row["settings"], row["backend"]) for row in found} >= {("tensors", dispatch.IDLE), ("numbers", dispatch.IDLE)}
+    assert {(row["settings"], row["backend"]) for row in found} >= {("tensors", "nothing"), ("numbers", "nothing")}
     assert all(0 < row["p10"] <= row["median"] <= row["p90"] < 0.1 for row in found)
     counted = []
-    monkeypatch.setitem(registry._BACKENDS, dispatch.IDLE, replace(registry._BACKENDS[dispatch.IDLE], run=counted.append))
+    monkeypatch.setattr(dispatch, "IDLE", replace(dispatch.IDLE, run=counted.append))
     dispatch.measure("cpu", rounds=2, calls=3)
     assert len(counted) == 2 * (2 + 2) * 3  # both forms of settings, two rounds to warm up
+
+
+def test_after_dispatch_the_operator_is_measured_with_backends_of_users_only(small):
+    dispatch.measure("cpu", rounds=1, calls=1)
+    assert {backend for backend, _ in usable("cpu", torch.float32)} <= {"cpu", "torch"}
+    found, _ = suite.variants([small.inputs(torch.float32, "cpu")], "paper", compiled=False)
+    assert "nothing auto" not in [variant.name for variant in found]
 
 
 @pytest.mark.parametrize("gate, low, high", [("half", 0.3, 0.7), ("all", 1, 1), ("none", 0, 0)])
@@ -212,9 +218,9 @@ def test_peaks_are_those_of_the_instruction_set_in_use():
         assert precision("cpu", torch.bfloat16, "auto") == "int8"
         assert usable("cpu", torch.bfloat16, ["cpu"]) == [("cpu", "auto"), ("cpu", "exact")]
         assert usable("cpu", torch.float32, ["cpu"]) == [("cpu", "auto"), ("cpu", "bf16"), ("cpu", "int8")]
+        assert precision("cpu", torch.float32, "int8") == "int8"
     assert precision("triton", torch.float16, "auto") == "fp16"
     assert precision("torch", torch.bfloat16, "auto") == "fp32"
-    assert precision("cpu", torch.float32, "int8") == "int8"
 
 
 def test_a_floor_takes_the_higher_of_two_readings():

@@ -11,6 +11,8 @@ import negengine
 from negengine import models
 
 SETTINGS = {"timesteps": (500, 1000), "threshold": 0.85, "min_grid": 1}
+# tracing a UNet takes ten seconds, a transformer three: of SDXL every change is guarded by the first test alone
+FAMILIES = pytest.mark.parametrize("family", ["flux", pytest.param("sdxl", marks=pytest.mark.exhaustive)])
 
 
 class Counting:
@@ -44,7 +46,10 @@ def compiled(pipe, backend, how="in place"):
     return pipe
 
 
-@pytest.mark.parametrize("how", ["in place", "wrapped"])
+SLOWEST = pytest.param("sdxl", "wrapped", marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("family, how", [("flux", "in place"), ("flux", "wrapped"), ("sdxl", "in place"), SLOWEST])
 def test_two_graphs_and_the_eager_result(family, how):
     pipe, backend = BUILDERS[family](), Counting()
     negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
@@ -57,6 +62,7 @@ def test_two_graphs_and_the_eager_result(family, how):
     assert backend.graphs <= 2
 
 
+@FAMILIES
 @pytest.mark.parametrize("how", ["in place", "wrapped"])
 def test_applied_after_compiling(family, how):
     pipe, backend = BUILDERS[family](), Counting()
@@ -71,6 +77,7 @@ def test_applied_after_compiling(family, how):
     torch.testing.assert_close(draw(pipe), plain, rtol=1e-4, atol=1e-4)
 
 
+@FAMILIES
 def test_other_values_do_not_recompile(family):
     """Another seed, prompt, alpha, threshold, window or number of steps finds its graphs made."""
     pipe, eager, backend = BUILDERS[family](), BUILDERS[family](), Counting()
@@ -89,7 +96,7 @@ def test_other_values_do_not_recompile(family):
         assert backend.graphs == made, other
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", ["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)])
 def test_embedded_pipelines(name):
     """In as few steps as are active and inactive."""
     preset, call = models.negtome_preset(name), models.preset(name).call_kwargs(2) | {"num_inference_steps": 4}
@@ -108,7 +115,8 @@ def test_embedded_pipelines(name):
         assert backend.graphs == 2, changes
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@FAMILIES
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.exhaustive), True], ids=["whole", "masked"])
 def test_pictures(family, masked):
     pipe, backend = BUILDERS[family](), Counting(large=True)
     reference = negengine.ReferenceImage(picture(), mask=half_mask() if masked else None)
@@ -121,6 +129,7 @@ def test_pictures(family, masked):
     assert backend.graphs <= 2
 
 
+@FAMILIES
 def test_dropout(family):
     pipe, backend = BUILDERS[family](), Counting()
     negengine.apply(pipe, negengine.NegToMe(**SETTINGS, dropout=0.3))

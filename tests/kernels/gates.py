@@ -21,8 +21,9 @@ from pathlib import Path
 import triton
 from negengine.kernels.triton import tuning
 from negengine.kernels.triton.match import match_kernel
-from negengine.kernels.triton.merge import apply_kernel, merge_kernel
-from negengine.kernels.triton.norms import FP8, INT8, norms_kernel
+from negengine.kernels.triton.merge import merge_kernel
+from negengine.kernels.triton.norms import norms_kernel
+from negengine.kernels.triton.rows import FP8, INT8
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -33,10 +34,10 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
 MOST_SPILLED = 64  # bytes that the memory-bound kernels may spill for a block more a multiprocessor
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
-    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "order": "i32",
+    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32", "apart": "i8",
     "key_error": "fp32", "query_error": "fp32", "query_weight": "fp32",
-    "scale": "fp32", "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
-    "mask": "i1", "keep": "i1", "gate": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",
+    "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
+    "mask": "i1", "keep": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",
 }  # fmt: skip
 TENSORS = {"x", "y", "bank", "queries", "keys", "snapshot"}
 CODED = {"key_codes", "query_codes"}
@@ -78,36 +79,42 @@ class Compiled:
     instruction: str
 
 
-KERNELS = {"norms": norms_kernel, "match": match_kernel, "merge": merge_kernel, "apply": apply_kernel}
+KERNELS = {"norms": norms_kernel, "match": match_kernel, "merge": merge_kernel}
 
 
 def variants(architecture: str, everything: bool) -> Iterator[Variant]:
     """What a call can launch; of the flags that change little, without ``everything`` only the heaviest combination."""
-    both = (False, True)
     device = tuning.ARCHITECTURES[architecture]
-    searches = _quantised_searches(device)
-    configs = tuning.candidates if everything else tuning.known_configs
-    for dtype in [*(DTYPES if everything else ("bf16", "fp32")), *searches]:
-        itemsize, quantised = (1, CODES[dtype][1]) if dtype in CODES else (4 if dtype == "fp32" else 2, 0)
-        found = dict.fromkeys(
-            (aligned, dataclasses.replace(config, group=8))  # which changes no instruction
-            for aligned in (both if not quantised else (True,))
-            for config in (*configs(itemsize, device, aligned), *tuning.known_configs(itemsize, device, aligned, False))
-        )
-        for aligned, config in found:
-            for release in both if everything else (False,):
-                for even in both if everything else (True,):
-                    constants = {
-                        "RELEASE": release, "DESCRIPTORS": config.descriptors, "PERSISTENT": config.persistent,
-                        "EVEN_K": even, "VECTOR": 16 // itemsize if aligned else 1, "BLOCK_M": config.block_m,
-                        "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": config.group,
-                        "HALVINGS": config.halvings, "SPECIALIZE": config.specialize, "QUANTISED": quantised,
-                        "PARTIAL": dtype == "fp8" and device.partial_sums,
-                    }  # fmt: skip
-                    yield _variant("match", architecture, dtype, constants, config.num_warps, config.num_stages)
+    for dtype in [*(DTYPES if everything else ("bf16", "fp32")), *_quantised_searches(device)]:
+        itemsize = 1 if dtype in CODES else 4 if dtype == "fp32" else 2
+        for aligned in (True, False) if itemsize > 1 else (True,):
+            for config in _untuned(itemsize, device, aligned):
+                for release, even in itertools.product((False, True), repeat=2) if everything else ((False, True),):
+                    if even or not config.descriptors:  # the accelerator fills up with zeros by itself
+                        yield _match_variant(device, dtype, itemsize, aligned, config, release, even)
+            for config in tuning.candidates(itemsize, device, aligned) if everything and dtype != "fp16" else ():
+                yield _match_variant(device, dtype, itemsize, aligned, config, False, True)
     for dtype in DTYPES if everything else ("bf16", "fp32"):
-        for aligned in both if everything else (dtype == "bf16",):
+        for aligned in (True, False) if everything else (dtype == "bf16",):
             yield from _rows_variants(architecture, dtype, aligned, everything)
+
+
+def _untuned(itemsize: int, device: tuning.Architecture, aligned: bool) -> list[tuning.MatchConfig]:
+    known = (tuning.known_configs(itemsize, device, aligned, descriptors) for descriptors in (True, False))
+    return list(dict.fromkeys(itertools.chain(*known)))
+
+
+def _match_variant(
+    device: tuning.Architecture, dtype: str, itemsize: int, aligned: bool, config: tuning.MatchConfig, release: bool, even: bool
+) -> Variant:
+    constants = {
+        "RELEASE": release, "DESCRIPTORS": config.descriptors, "EVEN_K": even, "VECTOR": 16 // itemsize if aligned else 1,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
+        "GROUP": 8,  # another changes no instruction
+        "HALVINGS": config.halvings, "FLATTEN": config.flatten, "SPECIALIZE": config.specialize,
+        "QUANTISED": CODES[dtype][1] if dtype in CODES else 0, "PARTIAL": dtype == "fp8" and device.partial_sums,
+    }  # fmt: skip
+    return _variant("match", device.name, dtype, constants, config.num_warps, config.num_stages)
 
 
 def _quantised_searches(device: tuning.Architecture) -> list[str]:
@@ -115,40 +122,37 @@ def _quantised_searches(device: tuning.Architecture) -> list[str]:
 
 
 def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: bool) -> Iterator[Variant]:
-    """Of norms, merge and apply; masks, dropped tokens and statistics are always there, as without them a kernel is lighter."""
+    """Of norms and merge; masks, dropped tokens and statistics are always there, as without them a kernel is lighter."""
     device, itemsize = tuning.ARCHITECTURES[architecture], 4 if dtype == "fp32" else 2
     vector = 16 // itemsize if aligned else 1
     for release, search in itertools.product((False, True), [None, *_quantised_searches(device)]):
         quantised = CODES[search][1] if search else 0
         norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
-        rows = tuning.merge_config(3072, device, quantised > 0, aligned)
+        sizes = (640, 3072, 8192) if everything else (3072,)  # the last does not fit registers
+        merges = list(dict.fromkeys(tuning.merge_config(D, itemsize, device, quantised > 0, aligned) for D in sizes))
         # whether the keys are images of x; what of them is overwritten
-        kinds = [(False, 0), (False, 2), (True, 0), (True, 1), *([] if release else [(True, 3)])]
+        kinds = [(False, 0), (False, 3), (True, 0), (True, 2), *([] if release else [(True, 1)])]
         # whether y is written, and is x; whether keys and bank are read from the snapshot
         calls = [(False, True, False, False), (True, False, False, False), (True, True, False, False), (True, True, True, True)]
         calls += [(True, True, True, False)] if release else []
         if not everything:
             if release != (dtype == "fp32"):
                 continue
-            kinds, calls = [(True, 1)], [(True, True, True, True)]
+            kinds, calls = [(True, 2)], [(True, True, True, True)]
         for own, overwritten in kinds:
             constants = {
                 "RELEASE": release, "MASKED": True, "OVERWRITTEN": overwritten, "QUANTISED": quantised, "OWN": own,
                 "VECTOR": vector, "ROWS": norms.rows, "BLOCK_D": norms.block_d,
             }  # fmt: skip
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
-        for merge, in_place, keys_move, bank_moves in calls:
+        for rows, (merge, in_place, keys_move, bank_moves) in itertools.product(merges, calls):
             constants = {
                 "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
                 "KEYS_MOVE": keys_move, "BANK_MOVES": bank_moves, "CAREFUL": bool(quantised) or dtype != "fp16",
-                "QUANTISED": quantised, "VECTOR": vector, "ROWS": rows.rows, "BLOCK_D": rows.block_d,
-                "BLOCK_N": 32, "BLOCK_K": min(32, rows.block_d),
+                "QUANTISED": quantised, "WHOLE": rows.block_d >= 640 and aligned, "VECTOR": vector, "ROWS": rows.rows,
+                "BLOCK_D": rows.block_d, "BLOCK_N": rows.block_n, "BLOCK_K": rows.block_k,
             }  # fmt: skip
             yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
-    if everything:
-        rows = tuning.merge_config(3072, device, aligned=aligned)
-        common = {"VECTOR": vector, "ROWS": rows.rows, "BLOCK_D": rows.block_d}
-        yield _variant("apply", architecture, dtype, common, rows.num_warps, 3)
 
 
 def _variant(kernel: str, architecture: str, dtype: str, constants: dict[str, int | bool], warps: int, stages: int) -> Variant:
@@ -194,9 +198,12 @@ def compiled(variant: Variant) -> Compiled:
     kernel = KERNELS[variant.kernel]
     types = _signature(variant)
     aligned = [["tt.divisibility", 16]]
-    attributes = {(i,): aligned for i, name in enumerate(kernel.arg_names) if types[name].startswith("*")}
+    specialized = [types[p.name].startswith("*") and not p.do_not_specialize_on_alignment for p in kernel.params]
+    attributes = {(i,): aligned for i, yes in enumerate(specialized) if yes}
     source = ASTSource(kernel, types, variant.settings, attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    if variant.kernel == "merge" and not variant.architecture.startswith("gfx"):
+        options["enable_fp_fusion"] = False  # as launched
     out = triton.compile(source, target=target_of(variant.architecture), options=options)
     if variant.architecture.startswith("gfx"):
         return _read_amd(out)
@@ -273,8 +280,8 @@ def complaints(variant: Variant, result: Compiled) -> list[str]:
 def fingerprint() -> str:
     """Of what is compiled, in all its variants: the docs' table names the one that it was made from."""
     digest = hashlib.sha256()
-    for kernel in ("match", "merge", "norms"):
-        digest.update(Path(sys.modules[KERNELS[kernel].fn.__module__].__file__).read_bytes())
+    for file in ("rows", "schedule", "codes", "norms", "match", "exact", "rescore", "merge"):
+        digest.update((Path(tuning.__file__).parent / f"{file}.py").read_bytes())
     for architecture in tuning.ARCHITECTURES:
         digest.update(repr([*variants(architecture, True)]).encode())
     return digest.hexdigest()[:16]

@@ -1,14 +1,10 @@
 """What the contract does not see of the Triton kernels: schedules, variants, copies, launches.
 
-On a GPU they run as they are. Elsewhere the last test starts this file and the contract again under Triton's interpreter,
-which has to be chosen before Triton is imported.
+On a GPU they run as they are, elsewhere under Triton's interpreter: test_interpreter.py starts them.
 """
 
 import dataclasses
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,8 +28,11 @@ GPU, INTERPRETED = torch.cuda.is_available(), norms.INTERPRETED.value
 DEVICE = "cuda" if GPU and not INTERPRETED else "cpu"
 if DEVICE == "cuda":
     pytestmark = pytest.mark.gpu
-RUNS = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or the interpreter; the last test starts it")
-DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+RUNS = pytest.mark.skipif(
+    DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or the interpreter, with which test_interpreter.py runs it"
+)
+HALF = pytest.param(torch.float16, marks=pytest.mark.exhaustive)
+DTYPES = pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, torch.float32], ids=str)
 
 
 def batch(dtype=torch.float32, B=3, T=70, D=40, kind="near", seed=1):
@@ -110,7 +109,11 @@ def needs(search):
 @QUANTISED
 @pytest.mark.parametrize(
     "matching,variant",
-    [("release", {}), ("paper", {"halvings": 1}), ("paper", {"descriptors": True, "persistent": True})],
+    [
+        pytest.param("release", {}, marks=pytest.mark.exhaustive),
+        ("paper", {"halvings": 1}),
+        ("paper", {"descriptors": True, "persistent": True}),
+    ],
     ids=str,
 )
 def test_quantised_variants_choose_as_an_exact_search(search, matching, variant, monkeypatch):
@@ -385,37 +388,3 @@ def test_what_it_refuses():
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the tests above run by themselves")
 def test_without_a_gpu_it_says_so():
     assert ops.backends()["triton"] == "needs a GPU, and torch finds none"
-
-
-UNDER_INTERPRETER = {  # longest first
-    "contract": (
-        ["tests/ops/test_contract.py"],
-        "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))",
-    ),
-    "kernels": (["tests/kernels/test_triton.py"], "test"),
-    "in_place": (
-        ["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"],
-        "triton-cpu and (not opcheck or (plain and float32-auto))",
-    ),
-    "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
-}
-
-
-@pytest.fixture(scope="module")
-def interpreted():
-    """Name -> a run of pytest under the interpreter, as many at once as there are cores."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": "6", "OMP_NUM_THREADS": "1"}
-
-    def run(files, which):
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", "-k", which, *files]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {name: pool.submit(run, *arguments) for name, arguments in UNDER_INTERPRETER.items()}
-
-
-@pytest.mark.skipif(GPU or INTERPRETED, reason="runs the tests under the interpreter where they could not run otherwise")
-@pytest.mark.parametrize("name", UNDER_INTERPRETER)
-def test_under_the_interpreter(name, interpreted):
-    done = interpreted[name].result()
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

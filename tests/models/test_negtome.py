@@ -14,6 +14,10 @@ from negengine import metrics, models
 from negengine.models.classifier import Classifier
 
 GROUP = 4
+pytestmark = [
+    pytest.mark.xdist_group("groups"),  # one process draws them
+    pytest.mark.parametrize("name", ["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)], scope="session"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def test_the_digits_remain_what_was_asked_for(groups: dict[str, tuple[torch.Tens
     assert after >= before - 2 / len(labels)  # two pictures; the 2 points of docs/diversity.md need more of them
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_a_picture_is_avoided(pipeline: DiffusionPipeline, judge: Classifier, name: str, masked: bool) -> None:
     """Less like a given real digit than the same seeds without it."""
     digits, labels = models.heldout_digits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch):
-    """The command on thirty digits."""
+    """The command on thirty digits and a short lesson of the text encoders, which takes 40 s in full."""
     everything = command.split
 
     def few(part: str):
@@ -138,6 +139,8 @@ def cli(monkeypatch: pytest.MonkeyPatch):
         return type(digits)(digits.images[rows], digits.labels[rows], digits.rows[rows])
 
     monkeypatch.setattr(command, "split", few)
+    for task in (FluxTask, SdxlTask):
+        monkeypatch.setattr(task, "prepare", partialmethod(task.prepare, steps=4))
     app = Typer()
     app.command()(command.main)
 

@@ -96,6 +96,18 @@ def test_a_name_is_taken_once(fake):
         ops.register_backend(registry._BACKENDS["torch"])
 
 
+def test_a_backend_can_be_registered_for_a_while():
+    """It is gone afterwards, also after an error; a second of that name does not displace the first."""
+    before, guest = ops.backends(), dataclasses.replace(registry._BACKENDS["torch"], name="guest")
+    with registry.registered(guest):
+        with pytest.raises(ValueError, match="registered already"), registry.registered(dataclasses.replace(guest)):
+            pass
+        assert registry._BACKENDS["guest"] is guest
+    with pytest.raises(RuntimeError, match="on purpose"), registry.registered(guest):
+        raise RuntimeError("on purpose")
+    assert ops.backends() == before
+
+
 def test_what_a_backend_is_given(fake):
     """``y`` is new memory out of place, ``x`` itself in place; the bank is ``x`` where none was given."""
     seen = []

@@ -1,0 +1,45 @@
+"""The Triton kernels without a GPU: their tests and the contract once more, under Triton's interpreter.
+
+It has to be chosen before Triton is imported, so each run is a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from negengine.kernels.triton import norms
+
+ROOT = Path(__file__).parents[2]
+CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))"
+OPERATORS = "triton-cpu and (not opcheck or (plain and float32-auto))"
+RUNS = {  # files, and which of their tests
+    "kernels": (["tests/kernels/test_triton.py"], "test"),
+    "contract": (["tests/ops/test_contract.py"], CONTRACT),
+    "operators": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"], OPERATORS),
+    "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
+}
+# run, which of its tests, examples of each property
+GUARDS = [(name, "not exhaustive", 2) for name in RUNS]
+EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (("kernels", "exhaustive", 6), ("contract", "", 6))]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU")
+@pytest.mark.skipif(norms.INTERPRETED.value, reason="this is such a run")
+@pytest.mark.parametrize("name, which, examples", [*GUARDS, *EXHAUSTIVE])
+def test_under_the_interpreter(name, which, examples):
+    files, chosen = RUNS[name]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": str(examples), "OMP_NUM_THREADS": "1"}
+    options = ["-p", "no:cacheprovider", "-W", "ignore", "--durations=10", "-m", which, "-k", chosen]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
