@@ -94,8 +94,8 @@ class Plan:
         """The sections of a part, the most telling first."""
         smallest = self.shapes[-1:]
         if part == "fast":
-            tiles = [self.measuring(f"tiles {shape}", 90, "tiles", shape) for shape in self.shapes]
-            return [*self.operator(self.shapes, 60), self.gpu_tests(75), self.contract(3, 90), *tiles]
+            tiles = [self.measuring(f"tiles {shape}", 60, "tiles", shape, *self.rounds) for shape in self.shapes]
+            return [*self.operator(self.shapes, 60), self.gpu_tests(75), self.contract(3, 90), *tiles, self.verdicts(90)]
         if part == "cases":
             kinds = ("--matching release", "--dtype float16", "--dtype float32")
             found = [section for kind in kinds for section in self.operator(self.shapes, 120, *kind.split())]
@@ -103,12 +103,21 @@ class Plan:
         if part == "compiled":
             return self.operator(self.shapes, 240, "--compiled")
         if part == "tiles":
-            return [self.measuring(f"all tiles {shape}", 300, "tiles", shape, "--every") for shape in self.shapes]
+            tiles = [self.measuring(f"all tiles {shape}", 300, "tiles", shape, "--every", *self.rounds) for shape in self.shapes]
+            return [*tiles, self.verdicts(200, "--dtypes", "float16", "float32")]
         if part == "contract":
             return [self.contract(50, 460)]
         names = ("dispatch", "end_to_end", "scaling")  # these need pytest-benchmark, the second diffusers
         where = ("--results", str(self.results), "-p", "no:cacheprovider")
         return [Section(name, ((sys.executable, "-m", "pytest", f"bench/test_{name}.py", *where),), 400) for name in names]
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """Arguments; an interpreter takes a second for what a GPU does in a microsecond."""
+        return ("--rounds", "1") if self.device == "cpu" else ()
+
+    def verdicts(self, limit: float, *choice: str) -> Section:
+        return self.measuring("verdicts", limit, "verdicts", *self.shapes, *choice)
 
     def measuring(self, name: str, limit: float, module: str, *arguments: str, unless: str | None = None) -> Section:
         where = ("--results", str(self.results), "--device", self.device)
@@ -119,8 +128,8 @@ class Plan:
         found = []
         for shape in shapes:
             name = " ".join(("operator", shape, *choice))
-            found.append(self.measuring(name, limit, "calls", shape, *choice))
-            spared = ("--backends", "torch")
+            found.append(self.measuring(name, limit, "calls", shape, *choice, *self.rounds))
+            spared = (*self.rounds, "--backends", "torch")
             found.append(self.measuring(f"{name} without triton", limit, "calls", shape, *choice, *spared, unless=name))
         return found
 
