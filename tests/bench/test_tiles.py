@@ -39,7 +39,7 @@ def test_a_call_runs_with_the_tile(tmp_path):
         "other = tuning.MatchConfig(16, 16, 16, 4, 1)\\n"
         "bad = tuning.MatchConfig(24, 16, 16, 4, 1)\\n"
         "tuning.candidates = lambda *a: [other, bad]\\n"
-        "sys.exit(tiles.main(['2x20x16', '--device', 'cpu', '--every', '--rounds', '1', '--results', sys.argv[1]]))"
+        "sys.exit(tiles.main(['2x17x16', '--device', 'cpu', '--every', '--rounds', '1', '--results', sys.argv[1]]))"
     ).replace("\\n", "\n")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True)
