@@ -18,9 +18,9 @@ HIDDEN = (
     "rich", "safetensors", "sklearn", "tokenizers", "tqdm", "transformers", "typer", "xformers",
 )  # fmt: skip
 LIGHT = (
-    "negengine", "negengine.bench", "negengine.bench.calls", "negengine.bench.tiles", "negengine.environment",
-    "negengine.kernels.cpu.library", "negengine.kernels.eager", "negengine.kernels.triton.launch", "negengine.methods",
-    "negengine.models", "negengine.ops", "negengine.ops.prove", "negengine.reference",
+    "negengine", "negengine.bench", "negengine.bench.calls", "negengine.bench.tiles", "negengine.bench.verdicts",
+    "negengine.environment", "negengine.kernels.cpu.library", "negengine.kernels.eager", "negengine.kernels.triton.launch",
+    "negengine.methods", "negengine.models", "negengine.ops", "negengine.ops.prove", "negengine.reference",
 )  # fmt: skip
 
 LOADS = f"""

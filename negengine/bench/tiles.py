@@ -69,7 +69,7 @@ def measure(shape: Shape, device: str, file: Results, every: bool, rounds: int) 
                 result = variant.run()[0].clone()
                 calls = {"tile": variant.run, "gemm": lambda: [rivals.gemm(x) for x in xs]}
                 assert variant.prepare is not None
-                timings = clock(calls, rounds=rounds, warmup=2, prepare={"tile": variant.prepare})
+                timings = clock(calls, rounds=rounds, warmup=min(2, rounds), prepare={"tile": variant.prepare})
         except Exception as error:  # the device has not what it takes, or the compiler fails
             file.add([row | {"error": f"{type(error).__name__}: {str(error).strip()[:300]}"}])
             print(f"{shape.name} {_named(tile)}: {type(error).__name__} {error}", flush=True)
