@@ -54,14 +54,12 @@ def key_row(keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, imag
 
 
 @triton.jit
-def any_apart(apart, schedule, image, tiles, B, K, RELEASE: tl.constexpr):
-    """Whether any key of an image's references was left to the exact search."""
+def any_careful(careful, schedule, image, B, K, RELEASE: tl.constexpr):
+    """Whether any key of an image's references is left to the exact search."""
     found = 0
     for number in range(reference_count(schedule, image, B)):
         key_image = image if RELEASE else reference_of(schedule, image, number, B, K)
-        for start in range(0, tiles, 512):
-            tile = start + tl.arange(0, 512)
-            found |= tl.max(tl.load(apart + key_image * tiles + tile, mask=tile < tiles, other=0).to(tl.int32), 0)
+        found |= tl.load(careful + key_image)
     return found > 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.exact import any_apart, corrected, cosine_of, key_row, products
+from negengine.kernels.triton.exact import any_careful, corrected, cosine_of, key_row, products
 from negengine.kernels.triton.match import NONE
 from negengine.kernels.triton.rescore import CANDIDATES, rescored
 from negengine.kernels.triton.rows import LARGEST, is_finite, narrowed, rows_of, widened
@@ -48,10 +48,10 @@ def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D
 
 MERGE_SIZES = [
     "x_b", "x_t", "y_b", "y_t", "bank_b", "bank_t", "mask_b", "mask_t", "keep_b", "keep_t", "alpha_b",
-    "B", "K", "T", "M", "D", "R", "weights", "tiles", "splits", "row_tiles",
+    "B", "K", "T", "M", "D", "R", "weights", "splits", "row_tiles",
 ]  # fmt: skip
 MERGE_SMALL = [
-    "moved", "schedule", "references", "inverse", "apart", "candidate_score", "candidate_index", "query_weight", "query_error",
+    "moved", "schedule", "references", "inverse", "careful", "candidate_score", "candidate_index", "query_weight", "query_error",
     "mask", "alpha", "threshold", "keep", "stats", "cosine", "index",
 ]  # fmt: skip
 
@@ -63,10 +63,10 @@ def merge_kernel(
     bank,  # [R, M, D]
     snapshot,  # [keys, M, D] and [keys]: rows of images that are overwritten here, see norms_kernel
     moved,
-    schedule,  # from norms_kernel, as are inverse and apart
+    schedule,  # from norms_kernel, as is inverse
     references,  # [B, K]
     inverse,  # [keys, weights]: 1 / norm
-    apart,  # int8 [keys, tiles]
+    careful,  # [keys], from match_kernel
     candidate_score,  # [B, splits, T] or [B, splits, CANDIDATES + 1, T], from match_kernel, as is candidate_index
     candidate_index,
     query_weight,  # [queries, T], from norms_kernel, as is query_error, read only if quantised
@@ -96,7 +96,6 @@ def merge_kernel(
     D,
     R,
     weights,
-    tiles,
     splits,
     row_tiles,
     RELEASE: tl.constexpr,  # the keys are the sources, the queries the bank
@@ -164,7 +163,7 @@ def merge_kernel(
         finite = is_finite(total)
         if CAREFUL:
             everything = everything | (exists & ~(total <= LARGEST * LARGEST))
-            if (tl.max(everything.to(tl.int32), 0) > 0) | any_apart(apart, schedule, image, tiles, B, K, RELEASE):
+            if (tl.max(everything.to(tl.int32), 0) > 0) | any_careful(careful, schedule, image, B, K, RELEASE):
                 chosen, similarity, finite = corrected(
                     query_rows, everything, exists, chosen, similarity, keys, key_b, key_t, snapshot, moved, schedule, inverse,
                     image, B, K, M, D, weights, RELEASE, KEYS_MOVE, ROWS, BLOCK_N, BLOCK_K,

@@ -466,7 +466,7 @@ def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
         return -len(measured)  # the last is the fastest
 
     monkeypatch.setattr(launch, "milliseconds", milliseconds)
-    monkeypatch.setattr(launch, "versions", lambda device: tuning.Versions("a device", "1", "2"))
+    monkeypatch.setattr(launch, "versions", lambda device: tuning.Versions("a device", "1", "2", "3"))
     monkeypatch.setattr(launch, "_tuned", {})
     monkeypatch.setenv("NEGENGINE_TUNE", str(tmp_path / "cache.json"))
     assert all(same_bits(a, b) for a, b in zip(expected, outcome(x, table), strict=True))
