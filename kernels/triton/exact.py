@@ -54,12 +54,12 @@ def key_row(keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, imag
 
 
 @triton.jit
-def any_careful(careful, schedule, image, B, K, RELEASE: tl.constexpr):
+def any_careful(flags, schedule, image, B, K, RELEASE: tl.constexpr):
     """Whether any key of an image's references is left to the exact search."""
     found = 0
     for number in range(reference_count(schedule, image, B)):
         key_image = image if RELEASE else reference_of(schedule, image, number, B, K)
-        found |= tl.load(careful + key_image)
+        found |= tl.load(flags + key_image)
     return found > 0
 
 

@@ -194,7 +194,7 @@ def store_lanes(
 
 
 MATCH_SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "weights", "splits", "R", "row_blocks"]
-MATCH_SMALL = ["apart", "careful", "schedule", "weight", "key_error", "candidate_score", "candidate_index"]
+MATCH_SMALL = ["apart", "flags", "schedule", "weight", "key_error", "candidate_score", "candidate_index"]
 
 
 @triton.jit(do_not_specialize=MATCH_SIZES, do_not_specialize_on_alignment=MATCH_SMALL)
@@ -202,7 +202,7 @@ def match_kernel(
     queries,  # [queries, T, D], pointer or descriptor, of the rows or of their codes
     keys,  # [keys, M, D], likewise
     apart,  # from norms_kernel, as are schedule, weight and key_error
-    careful,  # out [keys]: whether any key of the image is left to the exact search
+    flags,  # out [keys]: whether any key of the image is left to the exact search
     schedule,
     weight,  # [keys, weights]
     key_error,  # [keys, weights], read only if quantised
@@ -243,7 +243,7 @@ def match_kernel(
     units = images * row_tiles * splits
     program, programs = tl.program_id(0), tl.num_programs(0)
     for key_image in range(program, R, programs):
-        tl.store(careful + key_image, any_of(apart + key_image * row_blocks, row_blocks))
+        tl.store(flags + key_image, any_of(apart + key_image * row_blocks, row_blocks))
     tiles = 0
     for unit in range(program, units, programs):
         work = work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP)

@@ -20,7 +20,7 @@ WORKSPACE = 2 * MIB  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
 WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
 REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
-WHOLE = 8 * KIB  # bytes of rows that a program holds: 32 entries of 16 bits per thread, so that four programs fit a processor
+WHOLE = 8 * KIB  # bytes of a row up to which it is held in registers: 32 entries of 16 bits per thread, four programs per processor
 
 
 @dataclass(frozen=True)
@@ -299,8 +299,8 @@ def merge_config(
 def _whole_rows(D: int, itemsize: int) -> RowsConfig | None:
     """As many whole rows as registers hold, so that each is read and reduced once; None where they hold none."""
     block_d = _block_d(D, 1 << 30)
-    rows = WHOLE // (block_d * itemsize)
-    return RowsConfig(min(rows, 16), block_d, num_warps=4) if rows else None
+    row = block_d * itemsize
+    return RowsConfig(min(max(WHOLE // (2 * row), 1), 16), block_d, num_warps=4) if row <= WHOLE else None
 
 
 def _block_d(D: int, most: int) -> int:
