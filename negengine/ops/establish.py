@@ -133,7 +133,7 @@ def _verdict(subject: Subject, shapes: Sequence[Sizes], mode: str, exactly: bool
     if known is None or known.again:
         known = _refreshed(subject, known)
     if mode in ("off", "trust"):
-        return known or Verdict(None, f"{verdicts.UNPROVEN}, and nothing is proven now")
+        return known or Verdict(None, f"{verdicts.UNPROVEN}; with mode {mode!r} nothing is proven")
     forced = mode == "force" and (exactly or subject not in _forced)
     if not forced and known is not None and not _missing(known, shapes, exactly):
         return known
