@@ -310,7 +310,9 @@ def judge(request: Mapping[str, Any], key: Key, text: str, ended: str | int) -> 
     except (KeyError, TypeError, ValueError) as error:
         return _refused(f"its timings are none: {error}")
     decided = tuple(speed for speed in speeds if speed is not None)
-    reason = "" if decided else "the timings were too disturbed to decide anything" if speeds else "there was no time for timings"
+    if not speeds:
+        return _refused("it has no timings")
+    reason = "" if decided else "the timings were too disturbed to decide anything"
     return Verdict(True, reason, len(cases), speeds=decided)
 
 
