@@ -60,14 +60,14 @@ def push(call: Call, cosine: Tensor, index: Tensor) -> None:
     one_plus, minus = (x.new_empty(B, 1, 1, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
     torch.add(call.alpha[:, None, None], 1, out=one_plus)  # in float64: then float32 gives the bits of the published expression
     torch.mul(call.alpha[:, None, None], -1, out=minus)
-    source, token = _places(call, index)
+    places = {images.start: _places(call, index, images) for images in updated}
     if apart:
         blocks = [[(i, t, slice(D))] for i in updated for t in parts(T, limit // ((i.stop - i.start) * D))]
     else:  # channels do not mix: a block of them is read from all images before it is written to any
         rows = sum(images.stop - images.start for images in updated) * T
         blocks = [[(i, slice(T), c) for i in updated] for c in parts(D, max(limit // max(rows, 1), NARROWEST))]
     for together in blocks:
-        chosen = [bank[:, :, c][source[i, t] if source.shape[1] > 1 else source[i], token[i, t]] for i, t, c in together]
+        chosen = [bank[:, :, c][tuple(place[:, t] for place in places[i.start])] for i, t, c in together]
         for (i, t, c), r in zip(together, chosen, strict=True):
             pushed = torch.mul(r, minus[i])
             torch.addcmul(pushed, x[i, t, c], one_plus[i], out=r)  # one rounding
@@ -96,12 +96,12 @@ def _apart(call: Call) -> bool:
     return is_disjoint([table[start : start + K] for start in range(0, len(table), K)])
 
 
-def _places(call: Call, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Image of the bank, int64 ``[B, T]`` or, of one reference each, ``[B, 1]``, and token, int64 ``[B, T]``."""
-    (R, M), K, references = call.bank.shape[:2], call.references.shape[1], call.references.long()
+def _places(call: Call, index: Tensor, images: slice) -> tuple[Tensor, Tensor]:
+    """Image of the bank and token of it, int64 ``[images, T]``, that each token of these images is pushed away from."""
+    (R, M), references, index = call.bank.shape[:2], call.references[images].long(), index[images].long()
     if call.entries() is None:
         references.clamp_(0, R - 1)
-    if K == 1:
-        return references, index.long()
-    index = index.long().clamp_min(0)
+    if references.shape[1] == 1:
+        return references.expand(index.shape), index
+    index = index.clamp_min(0)
     return references.clamp_min(0).gather(1, index // M), index % M
