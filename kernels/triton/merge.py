@@ -8,7 +8,7 @@ from negengine.kernels.triton.exact import any_careful, corrected, cosine_of, ke
 from negengine.kernels.triton.match import NONE
 from negengine.kernels.triton.rescore import CANDIDATES, rescored
 from negengine.kernels.triton.rows import LARGEST, is_finite, narrowed, rows_of, widened
-from negengine.kernels.triton.schedule import reference_count
+from negengine.kernels.triton.schedule import reference_count, updated_images
 
 
 @triton.jit
@@ -136,6 +136,7 @@ def merge_kernel(
     y_rows = y + image.to(tl.int64) * y_b * VECTOR + row.to(tl.int64) * y_t * VECTOR
     out = image.to(tl.int64) * T + row
     if COUNTED and tl.program_id(0) == 0:
+        tl.atomic_add(stats + 1, updated_images(schedule).to(tl.int64) * T, sem="relaxed")
         tl.atomic_add(stats + 2, 1, sem="relaxed")
     d = tl.arange(0, BLOCK_D)
     if QUANTISED == 0:  # before the branch, whose condition is a load too
@@ -183,12 +184,18 @@ def merge_kernel(
                     query_rows, everything, exists, chosen, similarity, keys, key_b, key_t, snapshot, moved, schedule, inverse,
                     image, B, K, M, D, weights, RELEASE, KEYS_MOVE, ROWS, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
-                key_rows, _, token, reference = key_row(
+                key_rows, factor, token, reference = key_row(
                     keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, image, B, K, M, D, weights, references, R,
                     RELEASE, KEYS_MOVE, ROWS,
                 )  # fmt: skip
                 if WHOLE:
                     other = tl.load(key_rows[:, None] + d[None, :], mask=there, other=0)
+                    total, product = tl.reduce((q * q, q * widened(other)), 1, _add)
+                else:
+                    total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
+                # of ordinary rows the cosine has the same bits whichever search chose
+                plain = cosine_of(total, product, factor)
+                similarity = tl.where((total <= LARGEST * LARGEST) & (plain == plain), plain, similarity)
         found = exists & (chosen >= 0) & finite
         if RELEASE and MASKED:
             allowed = tl.load(mask + query_image.to(tl.int64) * mask_b + row.to(tl.int64) * mask_t, mask=exists, other=0)
@@ -200,7 +207,6 @@ def merge_kernel(
                 gate = gate & (tl.load(keep + image.to(tl.int64) * keep_b + row.to(tl.int64) * keep_t, mask=exists, other=0) != 0)
             if COUNTED:
                 tl.atomic_add(stats, tl.sum(gate.to(tl.int64), 0), sem="relaxed")
-                tl.atomic_add(stats + 1, tl.sum(exists.to(tl.int64), 0), sem="relaxed")
             strength = tl.load(alpha + image * alpha_b)
             if WHOLE and not RELEASE:
                 after, written = pushed(before, other, strength, gate), there
