@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
+from negengine.kernels.call import Call
+from negengine.kernels.eager.product import as_written
 from torch import Tensor
 
 SIMILARITY_BYTES = 64 * 2**20  # no more similarities than this exist at once
@@ -37,58 +36,39 @@ def whole_tiles(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, channels, 0, tokens)) if tokens or channels else x
 
 
-@contextlib.contextmanager
-def as_written(device: torch.device) -> Iterator[None]:
-    """Products in the dtype of their operands: no autocast, no TF32, no bfloat16 in place of float32."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision
-
-
-def match(
-    x: Tensor, bank: Tensor, references: Tensor, mask: Tensor | None, matching: str, compute: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Best cosine and index of every source token over its reference images.
-
-    Args:
-        x: ``[B, T, D]``; bank: ``[R, M, D]``; references: int32 ``[B, K]``, ``-1`` pads; mask: bool ``[R, M]`` or None.
-        matching: ``"paper"`` or ``"release"`` (the latter with ``K == 1`` and ``M == T``).
-        compute: dtype of the search.
+def match(call: Call, compute: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Best cosine and index of every source token over its reference images, searched for in ``compute``.
 
     Returns:
         cosine ``[B, T]`` in ``compute`` (``-inf``: none) and index int32 ``[B, T]``, ``slot * M + token`` (``-1``: none).
     """
-    (B, T, _), M = x.shape, bank.shape[1]
+    x, bank, references = call.x, call.bank, call.references
+    (B, T, _), (R, M, _), K = x.shape, bank.shape, references.shape[1]
     source, source_finite = unit_rows(x, compute)
     target, target_finite = (source, source_finite) if bank is x else unit_rows(bank, compute)
     source, target = whole_tiles(source), whole_tiles(target)
-    allowed = target_finite if mask is None else target_finite & mask
+    allowed = target_finite if call.mask is None else target_finite & call.mask
     best = x.new_full((B, T), -torch.inf, dtype=compute)
     index = torch.full((B, T), -1, dtype=torch.int32, device=x.device)
     rows = max(1, SIMILARITY_BYTES // (compute.itemsize * target.shape[1]))
     rows = rows // TILE[compute] * TILE[compute] or rows
-    on_host = references.device.type == "cpu"  # elsewhere reading an entry would wait for the device
+    table = call.entries()  # what only the device knows must not be read: it is masked there
     for b in range(B):
-        for slot in range(references.shape[1]):
-            image = references[b, slot]
-            if on_host and image < 0:
+        for slot in range(K):
+            if table is None:
+                image = references[b, slot]
+                present, r = (image >= 0) & (image < R), image.clamp(0, R - 1).view(1)
+                tokens, finite = target.index_select(0, r)[0], target_finite.index_select(0, r)[0]
+                columns = allowed.index_select(0, r)[0] & present
+            elif (image := table[b * K + slot]) >= 0:
+                tokens, finite, columns = target[image], target_finite[image], allowed[image]
+            else:
                 continue
-            present = image >= 0
-            r = image.clamp_min(0).long().view(1)
-            tokens = target[int(image)] if on_host else target.index_select(0, r)[0]
-            columns = allowed.index_select(0, r)[0] & present
             with as_written(x.device):
-                if matching == "paper":
+                if call.matching == "paper":
                     _search_rows(source[b], source_finite[b], tokens, columns, rows, slot * M, best[b], index[b])
                 else:
-                    chosen = source_finite[b] & target_finite.index_select(0, r)[0]
+                    chosen = source_finite[b] & finite
                     _search_columns(source[b], chosen, tokens, columns, rows, best[b], index[b])
     return best, index
 

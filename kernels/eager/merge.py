@@ -3,29 +3,105 @@
 from __future__ import annotations
 
 import torch
+from negengine.kernels.call import Call
+from negengine.kernels.eager.half import entries, parts, runs
 from torch import Tensor
 
+from negengine.reference import is_disjoint
 
-def merge(
-    x: Tensor,
-    bank: Tensor,
-    references: Tensor,
-    index: Tensor,
-    gate: Tensor,
-    alpha: Tensor,
-    compute: torch.dtype,
-) -> Tensor:
-    """``(1 + alpha) x - alpha r`` where ``gate`` is true, ``x`` bit for bit elsewhere; rounded once from ``compute``.
+NARROWEST = 64  # channels, below which a row's pieces fill no memory transaction
+
+
+def whole(call: Call, cosine: Tensor, index: Tensor) -> None:
+    """Gate, extrapolate into ``call.y`` and count, all tokens at once.
+
+    ``(1 + alpha) x - alpha r`` where the cosine exceeds the threshold, ``x`` bit for bit elsewhere; rounded once from ``compute``.
 
     Args:
-        x: ``[B, T, D]``; bank: ``[R, M, D]``; references: int32 ``[B, K]``; index: int32 ``[B, T]`` as ``match`` gives it.
-        gate: bool ``[B, T]``; alpha: float64 ``[B]``.
+        cosine: ``[B, T]`` in the dtype of the search, ``-inf`` where nothing matches; index: int32 ``[B, T]``, ``-1`` there.
     """
+    x, bank, compute = call.x, call.bank, cosine.dtype
+    gate = (index >= 0) & (cosine > call.threshold.to(compute))
+    if call.keep is not None:
+        gate &= call.keep
+    if call.stats is not None:
+        eligible = (call.references >= 0).any(1).sum() * x.shape[1]
+        call.stats.add_(torch.stack([gate.sum(), eligible, torch.ones_like(eligible)]))
     M, D = bank.shape[1:]
     slot, token = index.clamp_min(0).long().div(M, rounding_mode="floor"), index.clamp_min(0).long() % M
-    row = references.long().gather(1, slot).clamp_min(0) * M + token
+    row = call.references.long().gather(1, slot).clamp_min(0) * M + token
     r = bank.reshape(-1, D).index_select(0, row.flatten()).view_as(x).to(compute)
     # 1 + alpha in float64, as Python would: then float32 gives the bits of the published expression
-    one_plus, minus = (1 + alpha).to(compute)[:, None, None], alpha.to(compute)[:, None, None]
+    one_plus, minus = (1 + call.alpha).to(compute)[:, None, None], call.alpha.to(compute)[:, None, None]
     pushed = one_plus * x.to(compute) - minus * r
-    return torch.where(gate[..., None], pushed.to(x.dtype), x)
+    call.y.copy_(torch.where(gate[..., None], pushed.to(x.dtype), x))
+
+
+def push(call: Call, cosine: Tensor, index: Tensor) -> None:
+    """Gate, extrapolate into ``call.y`` and count, in chunks of a bounded size, where a library computes in mixed dtypes.
+
+    Args:
+        cosine: ``[B, T]``; ``-inf`` or NaN where a token matches nothing. index: int ``[B, T]``. Neither is read for images that
+            have no reference, where the host knows which.
+    """
+    x, y, (B, T, D), limit = call.x, call.y, call.x.shape, entries(call.x.shape[2])
+    updated = runs(call)
+    gates = {images.start: cosine[images] > call.threshold for images in updated}
+    for images in updated if call.keep is not None else ():
+        gates[images.start] &= call.keep[images]
+    if call.stats is not None:
+        _count(call, gates)
+    for images in runs(call, referring=False) if y is not x else ():
+        y[images].copy_(x[images])
+
+    bank, apart = call.bank, _apart(call)
+    if not apart and bank is not x:
+        bank, apart = bank.clone(), True  # the same memory in another order
+    one_plus, minus = (x.new_empty(B, 1, 1, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
+    torch.add(call.alpha[:, None, None], 1, out=one_plus)  # in float64: then float32 gives the bits of the published expression
+    torch.mul(call.alpha[:, None, None], -1, out=minus)
+    places = {images.start: _places(call, index, images) for images in updated}
+    if apart:
+        blocks = [[(i, t, slice(D))] for i in updated for t in parts(T, limit // ((i.stop - i.start) * D))]
+    else:  # channels do not mix: a block of them is read from all images before it is written to any
+        rows = sum(images.stop - images.start for images in updated) * T
+        blocks = [[(i, slice(T), c) for i in updated] for c in parts(D, max(limit // max(rows, 1), NARROWEST))]
+    for together in blocks:
+        chosen = [bank[:, :, c][tuple(place[:, t] for place in places[i.start])] for i, t, c in together]
+        for (i, t, c), r in zip(together, chosen, strict=True):
+            pushed = torch.mul(r, minus[i])
+            torch.addcmul(pushed, x[i, t, c], one_plus[i], out=r)  # one rounding
+            torch.where(gates[i.start][:, t, None], r, x[i, t, c], out=y[i, t, c])
+
+
+def _count(call: Call, gates: dict[int, Tensor]) -> None:
+    for gate in gates.values():
+        call.stats[0].add_(gate.sum())
+    T = call.x.shape[1]
+    if call.entries() is None:
+        call.stats[1].add_((call.references >= 0).any(1).sum() * T)
+    else:
+        call.stats[1].add_(sum(len(gate) for gate in gates.values()) * T)
+    call.stats[2].add_(1)
+
+
+def _apart(call: Call) -> bool:
+    """Whether nothing is read from the bank after it may have been written to."""
+    if call.y.untyped_storage()._cdata != call.bank.untyped_storage()._cdata:
+        return True
+    table = call.entries()
+    if call.bank is not call.x or table is None:
+        return False
+    K = call.references.shape[1]
+    return is_disjoint([table[start : start + K] for start in range(0, len(table), K)])
+
+
+def _places(call: Call, index: Tensor, images: slice) -> tuple[Tensor, Tensor]:
+    """Image of the bank and token of it, int64 ``[images, T]``, that each token of these images is pushed away from."""
+    (R, M), references, index = call.bank.shape[:2], call.references[images].long(), index[images].long()
+    if call.entries() is None:
+        references.clamp_(0, R - 1)
+    if references.shape[1] == 1:
+        return references.expand(index.shape), index
+    index = index.clamp_min(0)
+    return references.clamp_min(0).gather(1, index // M), index % M

@@ -54,14 +54,12 @@ def key_row(keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, imag
 
 
 @triton.jit
-def any_apart(apart, schedule, image, tiles, B, K, RELEASE: tl.constexpr):
-    """Whether any key of an image's references was left to the exact search."""
+def any_careful(flags, schedule, image, B, K, RELEASE: tl.constexpr):
+    """Whether any key of an image's references is left to the exact search."""
     found = 0
     for number in range(reference_count(schedule, image, B)):
         key_image = image if RELEASE else reference_of(schedule, image, number, B, K)
-        for start in range(0, tiles, 512):
-            tile = start + tl.arange(0, 512)
-            found |= tl.max(tl.load(apart + key_image * tiles + tile, mask=tile < tiles, other=0).to(tl.int32), 0)
+        found |= tl.load(flags + key_image)
     return found > 0
 
 
@@ -153,7 +151,10 @@ def corrected(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """What is chosen once keys that were set apart, or for some rows all keys, are searched exactly; ``-1`` for rows that are not finite."""
+    """What is chosen, with which cosine, once keys that were set apart, or for some rows all keys, are searched exactly.
+
+    And which rows are finite: the others match nothing.
+    """
     scale, total, _ = rows_squared(queries, exists, D, ROWS, BLOCK_K)
     finite = is_finite(total)
     best, index = exact_search(

@@ -145,11 +145,12 @@ def roles_of(call: Call) -> Roles:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What ``norms_kernel`` leaves for the others; see its arguments."""
+    """What the kernels leave for those that follow; see their arguments."""
 
     weight: Tensor
     inverse: Tensor
     apart: Tensor
+    flags: Tensor
     schedule: Tensor
     snapshot: Tensor
     moved: Tensor
@@ -184,7 +185,7 @@ def workspace(call: Call, roles: Roles) -> Workspace:
             query_codes = queries.new_empty(own_codes, T, padded, dtype=dtype)
     return Workspace(
         weight, inverse,
-        apart=x.new_empty(R, tiles, dtype=torch.int8),
+        apart=x.new_empty(R, tiles, dtype=torch.int8), flags=roles.references.new_empty(R),
         schedule=roles.references.new_empty(schedule.length(B, K)),
         # the device fills it for those images alone that are both read and overwritten
         snapshot=keys.new_empty(keys.shape) if roles.keys_move else keys,
@@ -239,8 +240,9 @@ def _match(call: Call, roles: Roles, space: Workspace) -> Candidates:
         score, index = (x.new_empty(B, *parts, T, dtype=dtype) for dtype in (torch.float32, torch.int32))
         _launch(match_kernel, x)[(tuning.programs(shape, config, device, right.itemsize, splits),)](
             _described(left, config.block_m, config), _described(right, config.block_n, config),
-            space.schedule, space.weight, space.key_error, score, index, *_strides(left, pitch), *_strides(right, pitch),
-            B, K, T, M, depth // pitch, space.weight.shape[1], splits,
+            space.apart, space.flags, space.schedule, space.weight, space.key_error, score, index,
+            *_strides(left, pitch), *_strides(right, pitch),
+            B, K, T, M, depth // pitch, space.weight.shape[1], splits, len(right), space.tiles,
             RELEASE=roles.release, DESCRIPTORS=config.descriptors, EVEN_K=config.descriptors or bool(depth % config.block_k == 0),
             VECTOR=pitch, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
             HALVINGS=config.halvings, FLATTEN=config.flatten, SPECIALIZE=config.specialize, QUANTISED=quantised,
@@ -263,13 +265,13 @@ def _merge(
     absent = roles.references  # some pointer, not read
     numbers = (call.mask, call.alpha, call.threshold, call.keep, call.stats, cosine, index)
     _launch(merge_kernel, x)[(row_tiles * B,)](
-        x, y, roles.bank, space.snapshot, space.moved, space.schedule, roles.references, space.inverse, space.apart,
+        x, y, roles.bank, space.snapshot, space.moved, space.schedule, roles.references, space.inverse, space.flags,
         candidates.score, candidates.index, space.query_weight, space.query_error,
         *(absent if t is None else t for t in numbers),
         *(n for t in (x, y, roles.bank) for n in _strides(t, vector)),
         *(n for t in (call.mask, call.keep) for n in ((0, 0) if t is None else t.stride())),
         0 if call.alpha is None else call.alpha.stride(0),
-        B, K, T, M, D // vector, R, space.weight.shape[1], space.tiles, candidates.splits, row_tiles,
+        B, K, T, M, D // vector, R, space.weight.shape[1], candidates.splits, row_tiles,
         RELEASE=roles.release, MERGE=call.alpha is not None, IN_PLACE=roles.in_place, MASKED=call.mask is not None,
         KEPT=call.keep is not None, COUNTED=call.stats is not None, KEYS_MOVE=roles.keys_move, BANK_MOVES=roles.bank_moves,
         CAREFUL=roles.quantised > 0 or x.dtype != torch.float16, QUANTISED=roles.quantised, WHOLE=bool(config.block_d >= D),

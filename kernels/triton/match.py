@@ -14,6 +14,7 @@ from negengine.kernels.triton.schedule import reference_count, reference_of, slo
 
 NONE = tl.constexpr(-1)
 LANES = tl.constexpr(8)  # groups of columns that keep two candidates each: in a fragment of a matrix product a thread's own
+HUGE = tl.constexpr(2.0**120)
 CANDIDATES = tl.constexpr(4)  # quantised candidates that leave a split
 
 
@@ -30,6 +31,16 @@ def work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP: tl.c
     image = updated_image(schedule, row_tile // row_tiles)
     tiles = reference_count(schedule, image, B) * key_tiles
     return image, row_tile % row_tiles, split, split * tiles // splits, (split + 1) * tiles // splits
+
+
+@triton.jit
+def any_of(flags, count):
+    """Whether any of ``count`` bytes is not zero."""
+    found = 0
+    for start in range(0, count, 1024):
+        at = start + tl.arange(0, 1024)
+        found |= tl.max(tl.load(flags + at, mask=at < count, other=0).to(tl.int32), 0)
+    return found
 
 
 @triton.jit
@@ -88,10 +99,27 @@ def fold(product, weight, start, offset, best, index, BLOCK_M: tl.constexpr, BLO
     else:
         column = start + tl.arange(0, BLOCK_N)
         score = product * tl.load(weight + column)[None, :]
-        top = tl.max(score, 1)
-        at = tl.min(tl.where(score == top[:, None], column[None, :], 2147483647), 1)
+        lane_top, lane_at = lane_maxima(score, BLOCK_M, BLOCK_N)
+        top = tl.max(lane_top, 1)
+        at = tl.min(tl.where(lane_top == top[:, None], lane_at, 2147483647), 1)
         better = top > best  # strict: of equal scores the lower index stays
-        return tl.where(better, top, best), tl.where(better, offset + at, index)
+        return tl.where(better, top, best), tl.where(better, offset + start + at, index)
+
+
+@triton.jit
+def lane_maxima(score, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The greatest score of each row and lane ``[BLOCK_M, LANES]``, and the lowest column that has it.
+
+    No comparison but the maximum: one per score would wait for the last's predicate, 13 cycles on sm_90. What a score lacks to the
+    maximum, times a huge number, plus its place in the lane, is the place where it lacks nothing and huge elsewhere.
+    """
+    DEPTH: tl.constexpr = BLOCK_N // LANES
+    score = score.reshape(BLOCK_M, DEPTH, LANES)
+    top = tl.max(score, 1)
+    place = tl.arange(0, DEPTH).to(tl.float32)[None, :, None]
+    at = tl.min((top[:, None, :] - score) * HUGE + place, 1)
+    at = tl.minimum(at, DEPTH - 1).to(tl.int32)  # where no key can be chosen, it is not a number
+    return top, at * LANES + tl.arange(0, LANES)[None, :]
 
 
 @triton.jit
@@ -165,15 +193,17 @@ def store_lanes(
     tl.store(candidate_index + out + CANDIDATES * T, error.to(tl.int32, bitcast=True), mask=exists)
 
 
-MATCH_SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "weights", "splits"]
-MATCH_SMALL = ["schedule", "weight", "key_error", "candidate_score", "candidate_index"]
+MATCH_SIZES = ["query_b", "query_t", "key_b", "key_t", "B", "K", "T", "M", "D", "weights", "splits", "R", "row_blocks"]
+MATCH_SMALL = ["apart", "flags", "schedule", "weight", "key_error", "candidate_score", "candidate_index"]
 
 
 @triton.jit(do_not_specialize=MATCH_SIZES, do_not_specialize_on_alignment=MATCH_SMALL)
 def match_kernel(
     queries,  # [queries, T, D], pointer or descriptor, of the rows or of their codes
     keys,  # [keys, M, D], likewise
-    schedule,  # from norms_kernel, as are weight and key_error
+    apart,  # from norms_kernel, as are schedule, weight and key_error
+    flags,  # out [keys]: whether any key of the image is left to the exact search
+    schedule,
     weight,  # [keys, weights]
     key_error,  # [keys, weights], read only if quantised
     candidate_score,  # out [B, splits, T] float32; if quantised [B, splits, CANDIDATES + 1, T], see store_lanes
@@ -189,6 +219,8 @@ def match_kernel(
     D,
     weights,
     splits,  # of the keys of each image; at most as many as an image has key tiles
+    R,  # images of keys
+    row_blocks,  # that apart has per image
     RELEASE: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -210,6 +242,8 @@ def match_kernel(
     images, row_tiles, key_tiles = updated_images(schedule), tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
     units = images * row_tiles * splits
     program, programs = tl.program_id(0), tl.num_programs(0)
+    for key_image in range(program, R, programs):
+        tl.store(flags + key_image, any_of(apart + key_image * row_blocks, row_blocks))
     tiles = 0
     for unit in range(program, units, programs):
         work = work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.exact import any_apart, corrected, cosine_of, key_row, products
+from negengine.kernels.triton.exact import any_careful, corrected, cosine_of, key_row, products
 from negengine.kernels.triton.match import NONE
 from negengine.kernels.triton.rescore import CANDIDATES, rescored
 from negengine.kernels.triton.rows import LARGEST, is_finite, narrowed, rows_of, widened
@@ -16,12 +16,21 @@ def combined(candidate_score, candidate_index, first, splits, T, exists, ROWS: t
     """The best of the splits' candidates; they ascend, so that of equal scores the lowest index wins."""
     best = tl.full([ROWS], float("-inf"), tl.float32)
     chosen = tl.full([ROWS], NONE, tl.int32)
-    for split in range(splits):
-        score = tl.load(candidate_score + first + split * T, mask=exists, other=float("-inf"))
-        candidate = tl.load(candidate_index + first + split * T, mask=exists, other=NONE)
-        better = score > best
-        best, chosen = tl.where(better, score, best), tl.where(better, candidate, chosen)
+    for start in range(0, splits, SPLITS):  # all at once: one after another, each would wait for its load
+        split = start + tl.arange(0, SPLITS)
+        at, there = first[:, None] + split[None, :] * T, exists[:, None] & (split < splits)[None, :]
+        score = tl.load(candidate_score + at, mask=there, other=float("-inf"))
+        candidate = tl.load(candidate_index + at, mask=there, other=NONE)
+        top = tl.max(score, 1)
+        lowest = tl.min(tl.where((score == top[:, None]) & (candidate >= 0), candidate, 2147483647), 1)
+        better = top > best
+        best, chosen = tl.where(better, top, best), tl.where(better, lowest, chosen)
     return chosen
+
+
+@triton.jit
+def _add(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -46,12 +55,14 @@ def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D
         tl.store(y[:, None] + d[None, :], pushed(before, other, alpha, gate), mask=written[:, None] & column)
 
 
+SPLITS = tl.constexpr(8)  # whose candidates are read at once
+
 MERGE_SIZES = [
     "x_b", "x_t", "y_b", "y_t", "bank_b", "bank_t", "mask_b", "mask_t", "keep_b", "keep_t", "alpha_b",
-    "B", "K", "T", "M", "D", "R", "weights", "tiles", "splits", "row_tiles",
+    "B", "K", "T", "M", "D", "R", "weights", "splits", "row_tiles",
 ]  # fmt: skip
 MERGE_SMALL = [
-    "moved", "schedule", "references", "inverse", "apart", "candidate_score", "candidate_index", "query_weight", "query_error",
+    "moved", "schedule", "references", "inverse", "flags", "candidate_score", "candidate_index", "query_weight", "query_error",
     "mask", "alpha", "threshold", "keep", "stats", "cosine", "index",
 ]  # fmt: skip
 
@@ -63,10 +74,10 @@ def merge_kernel(
     bank,  # [R, M, D]
     snapshot,  # [keys, M, D] and [keys]: rows of images that are overwritten here, see norms_kernel
     moved,
-    schedule,  # from norms_kernel, as are inverse and apart
+    schedule,  # from norms_kernel, as is inverse
     references,  # [B, K]
     inverse,  # [keys, weights]: 1 / norm
-    apart,  # int8 [keys, tiles]
+    flags,  # [keys], from match_kernel: whether any key of the image is left to the exact search
     candidate_score,  # [B, splits, T] or [B, splits, CANDIDATES + 1, T], from match_kernel, as is candidate_index
     candidate_index,
     query_weight,  # [queries, T], from norms_kernel, as is query_error, read only if quantised
@@ -96,7 +107,6 @@ def merge_kernel(
     D,
     R,
     weights,
-    tiles,
     splits,
     row_tiles,
     RELEASE: tl.constexpr,  # the keys are the sources, the queries the bank
@@ -128,6 +138,9 @@ def merge_kernel(
     if COUNTED and tl.program_id(0) == 0:
         tl.atomic_add(stats + 2, 1, sem="relaxed")
     d = tl.arange(0, BLOCK_D)
+    if QUANTISED == 0:  # before the branch, whose condition is a load too
+        first = image.to(tl.int64) * splits * T + row
+        chosen = combined(candidate_score, candidate_index, first, splits, T, exists, ROWS)
     if reference_count(schedule, image, B) > 0:
         query_rows, query_image, keys, key_b, key_t = x_rows, tl.zeros([ROWS], tl.int32) + image, bank, bank_b, bank_t
         if RELEASE:
@@ -144,9 +157,6 @@ def merge_kernel(
                 image.to(tl.int64) * splits * (CANDIDATES + 1) * T + row, image, B, K, T, M, D, R, weights, splits,
                 RELEASE, KEYS_MOVE, QUANTISED, ROWS, BLOCK_D,
             )  # fmt: skip
-        else:
-            first = image.to(tl.int64) * splits * T + row
-            chosen = combined(candidate_score, candidate_index, first, splits, T, exists, ROWS)
 
         key_rows, factor, token, reference = key_row(
             keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, image, B, K, M, D, weights, references, R,
@@ -156,15 +166,19 @@ def merge_kernel(
             there = exists[:, None] & (d < D)[None, :]
             before = tl.load(query_rows[:, None] + d[None, :], mask=there, other=0)
             other = tl.load(key_rows[:, None] + d[None, :], mask=there, other=0)
+        careful = False
+        if CAREFUL:
+            careful = any_careful(flags, schedule, image, B, K, RELEASE)  # while the rows are on their way
+        if WHOLE:
             q = widened(before)
-            total, product = tl.sum(q * q, 1), tl.sum(q * widened(other), 1)
+            total, product = tl.reduce((q * q, q * widened(other)), 1, _add)
         else:
             total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
         similarity = tl.where(chosen >= 0, cosine_of(total, product, factor), float("-inf"))
         finite = is_finite(total)
         if CAREFUL:
             everything = everything | (exists & ~(total <= LARGEST * LARGEST))
-            if (tl.max(everything.to(tl.int32), 0) > 0) | any_apart(apart, schedule, image, tiles, B, K, RELEASE):
+            if (tl.max(everything.to(tl.int32), 0) > 0) | careful:
                 chosen, similarity, finite = corrected(
                     query_rows, everything, exists, chosen, similarity, keys, key_b, key_t, snapshot, moved, schedule, inverse,
                     image, B, K, M, D, weights, RELEASE, KEYS_MOVE, ROWS, BLOCK_N, BLOCK_K,

@@ -20,7 +20,7 @@ WORKSPACE = 2 * MIB  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
 WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
 REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
-WHOLE = 8 * KIB  # bytes of x that a merge program holds in registers: 32 entries per thread, no more spill nothing that is needed
+WHOLE = 8 * KIB  # bytes of a row up to which it is held in registers: 32 entries of 16 bits per thread, four programs per processor
 
 
 @dataclass(frozen=True)
@@ -275,22 +275,32 @@ def programs(shape: Shape, config: MatchConfig, architecture: Architecture, item
 
 
 def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
-    most = 128 if quantised else 512 // itemsize  # 256: 8 bytes spilled on sm_89
-    return RowsConfig(rows=32 if architecture == INTERPRETER else 8, block_d=_block_d(D, most), num_warps=4)
+    if architecture == INTERPRETER:
+        return RowsConfig(32, _block_d(D, 256), num_warps=4)
+    whole = _whole_rows(D, itemsize)
+    if whole and not quantised:
+        return whole
+    return RowsConfig(8, _block_d(D, 128 if quantised else 512 // itemsize), num_warps=4)  # 256: 8 bytes spilled on sm_89
 
 
 def merge_config(
     D: int, itemsize: int, architecture: Architecture, quantised: bool = False, aligned: bool = True
 ) -> RowsConfig:  # fmt: skip
-    """Whole rows at once where they fit registers, so that x is read once."""
-    whole = _block_d(D, 1 << 30)
-    if aligned and not quantised and whole * itemsize <= WHOLE:
-        rows, block_d = min(16, WHOLE // (whole * itemsize)), whole
-    else:  # unaligned entries have an address each: 1028 bytes spilled at 256
-        rows, block_d = 16, _block_d(D, 32 if not aligned else 128 if quantised else 256)
+    whole = _whole_rows(D, itemsize)
     if architecture == INTERPRETER:
-        return RowsConfig(32, block_d, num_warps=4, block_n=32, block_k=32)
-    return RowsConfig(rows, block_d, num_warps=4, block_n=16 if rows > 4 else 32, block_k=16)
+        config = RowsConfig(32, whole.block_d if whole else 256, num_warps=4)
+    elif whole and aligned and not quantised:
+        config = whole
+    else:  # unaligned entries have an address each: 1028 bytes spilled at 256
+        config = RowsConfig(16, _block_d(D, 32 if not aligned else 128 if quantised else 256), num_warps=4)
+    return dataclasses.replace(config, block_n=32 if config.rows < 8 else 16, block_k=16)
+
+
+def _whole_rows(D: int, itemsize: int) -> RowsConfig | None:
+    """As many whole rows as registers hold, so that each is read and reduced once; None where they hold none."""
+    block_d = _block_d(D, 1 << 30)
+    row = block_d * itemsize
+    return RowsConfig(min(max(WHOLE // (2 * row), 1), 16), block_d, num_warps=4) if row <= WHOLE else None
 
 
 def _block_d(D: int, most: int) -> int:

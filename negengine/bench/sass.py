@@ -136,6 +136,7 @@ def registers(cubin: bytes) -> int:
     return int(re.findall(r"REG:(\d+)", usage)[-1])
 
 
+@functools.cache
 def instructions(text: str) -> tuple[Instruction, ...]:
     """The instructions of the first kernel in the output of ``nvdisasm -c -hex``."""
     labels: dict[str, int] = {}
@@ -216,7 +217,7 @@ def _dominators(blocks: dict[int, tuple[int, list[int]]]) -> dict[int, set[int]]
         changed = False
         for start in blocks:
             if start and before[start]:
-                new = {start} | functools.reduce(set.intersection, (found[b] for b in before[start]))
+                new = {start} | set.intersection(*(found[b] for b in before[start]))
                 changed |= new != found[start]
                 found[start] = new
     return found

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from negengine.kernels.call import Call
-from negengine.kernels.eager import match as match_kernel
-from negengine.kernels.eager import merge as merge_kernel
+from negengine.kernels.eager import half, match, merge, product
 from negengine.ops.registry import Backend, register_backend
 
 
@@ -16,24 +15,35 @@ def _compute(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _match(call: Call) -> tuple[Tensor, Tensor]:
+def _check(call: Call) -> None:
     entries = call.entries()
     if entries and (last := max(entries)) >= len(call.bank):
         raise ValueError(f"references names image {last} of a bank of {len(call.bank)}")
-    compute = _compute(call.x.dtype)
-    return match_kernel.match(call.x, call.bank, call.references, call.mask, call.matching, compute)
+
+
+def _match(call: Call) -> tuple[Tensor, Tensor]:
+    _check(call)
+    wide = product.widening(call.x.device.type, call.x.dtype)
+    if wide is None or not call.x.shape[:2].numel():
+        return match.match(call, _compute(call.x.dtype))
+    with product.as_written(call.x.device):
+        return half.match(call, wide)
 
 
 def _run(call: Call) -> None:
-    cosine, index = _match(call)
-    gate = (index >= 0) & (cosine > call.threshold.to(cosine.dtype))
-    if call.keep is not None:
-        gate &= call.keep
-    if call.stats is not None:
-        eligible = (call.references >= 0).any(1).sum() * call.x.shape[1]
-        call.stats.add_(torch.stack([gate.sum(), eligible, torch.ones_like(eligible)]))
-    compute = _compute(call.x.dtype)
-    call.y.copy_(merge_kernel.merge(call.x, call.bank, call.references, index, gate, call.alpha, compute))
+    """On a CPU whole tensors are merged at once, which takes it least time; elsewhere chunks, of a bounded size."""
+    x, wide = call.x, product.widening(call.x.device.type, call.x.dtype)
+    if x.device.type == "cpu" and wide is None:
+        cosine, index = _match(call)
+        return merge.whole(call, cosine, index)
+    _check(call)
+    with product.as_written(x.device):
+        if wide is None or not x.numel():
+            cosine, index = _match(call)
+        else:
+            cosine, index = (x.new_empty(x.shape[:2], dtype=dtype) for dtype in (torch.float32, torch.int64))
+            half.search(call, wide, cosine, index)
+        merge.push(call, cosine, index)
 
 
 def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | None:

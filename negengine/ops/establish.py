@@ -133,7 +133,7 @@ def _verdict(subject: Subject, shapes: Sequence[Sizes], mode: str, exactly: bool
     if known is None or known.again:
         known = _refreshed(subject, known)
     if mode in ("off", "trust"):
-        return known or Verdict(None, f"{verdicts.UNPROVEN}, and nothing is proven now")
+        return known or Verdict(None, f"{verdicts.UNPROVEN}; with mode {mode!r} nothing is proven")
     forced = mode == "force" and (exactly or subject not in _forced)
     if not forced and known is not None and not _missing(known, shapes, exactly):
         return known
@@ -310,7 +310,9 @@ def judge(request: Mapping[str, Any], key: Key, text: str, ended: str | int) -> 
     except (KeyError, TypeError, ValueError) as error:
         return _refused(f"its timings are none: {error}")
     decided = tuple(speed for speed in speeds if speed is not None)
-    reason = "" if decided else "the timings were too disturbed to decide anything" if speeds else "there was no time for timings"
+    if not speeds:
+        return _refused("it has no timings")
+    reason = "" if decided else "the timings were too disturbed to decide anything"
     return Verdict(True, reason, len(cases), speeds=decided)
 
 

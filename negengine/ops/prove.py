@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from negengine.interleave import interleave, interleave_graphs
-from negengine.ops.negtome import negtome, negtome_
+from negengine.ops.negtome import negtome_
 from negengine.ops.verdicts import Subject
 from negengine.reference import cosine as similarities
 from negengine.reference import group_references, is_disjoint
@@ -34,7 +34,7 @@ FP32 = 2e-6  # error of a cosine computed in float32
 GUARD = 3  # rows before and after the tokens of each image that no kernel may touch
 ROUNDS = 15
 SAMPLE = 96  # queries per image that are checked at the shapes that are timed
-BUDGET = 30.0  # seconds for timings; shapes that come later are left out
+BUDGET = 20.0  # seconds for timings; shapes after the first that begin later are left out
 
 
 # --- cases -------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class Case:
     kind: str = "near"
     B: int = 3
     T: int = 150
-    D: int = 64
+    D: int = 256
     mode: str = "first"
     M: int = 0
     masked: bool = False
@@ -65,19 +65,19 @@ class Case:
     large: bool = False
 
 
+# few variants of the kernels, as compiling takes most of the time: with 256 channels they are those of SDXL and FLUX.1
 CASES = (
     Case("tokens that resemble each other", T=70),
     Case("equal tokens", kind="duplicates", T=40),
     Case("tokens that are not finite", kind="nan", T=45),
     Case("channels that fill no vector", T=33, D=37),
     Case("one token", T=1),
-    Case("one channel", T=20, D=1),
-    Case("ragged tiles", T=257, D=136),
-    Case("many tiles", B=2, T=700, D=192),
+    Case("ragged tiles", T=257),
+    Case("many tiles", B=2, T=700),
     Case("tokens of zeros", kind="zeros"),
     Case("large values", kind="large"),
     Case("small values", kind="small"),
-    Case("one channel above all others", kind="outlier", D=256),
+    Case("one channel above all others", kind="outlier"),
     Case("images that are sources and references", mode="others"),
     Case("equal tokens of several images", kind="duplicates", mode="others", B=4),
     Case("images one after another", kind="nan", mode="previous", B=4, T=131),
@@ -88,7 +88,7 @@ CASES = (
     Case("many images", B=40, T=24),
 )
 # where kernels are interpreted, few and small ones; numpy, which multiplies there, gives equal columns different bits
-INTERPRETED = ("channels that fill no vector", "one token", "one channel")
+INTERPRETED = ("channels that fill no vector", "one token")
 
 
 def cases_for(architecture: str, matching: str) -> list[Case]:
@@ -284,7 +284,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 # --- witness -----------------------------------------------------------------------------------------------------
 
-TOKENS, CHANNELS = 48, 64  # of the witness
+TOKENS, CHANNELS = 40, 256  # of the witness
 
 
 def witness_rows(nonce: str, matching: str) -> tuple[list[list[int]], list[int], list[int]]:
@@ -309,8 +309,11 @@ def witness(nonce: str, matching: str) -> str:
 def computed_witness(nonce: str, backend: str, device: torch.device, dtype: torch.dtype, search: str, matching: str) -> str:
     rows, twice, _ = witness_rows(nonce, matching)
     r = torch.tensor(rows, dtype=dtype, device=device)
-    x = 2 * r[torch.tensor(twice, device=device)][None]
-    y = negtome(x, r, 0.5, 0.9, matching=matching, search=search, backend=backend).float().flatten().tolist()
+    x = torch.stack([r, 2 * r[torch.tensor(twice, device=device)]])
+    table = group_references("first", 2, 2).to(device)
+    stats = torch.zeros(3, dtype=torch.int64, device=device)
+    how: dict[str, Any] = {"matching": matching, "search": search, "backend": backend}
+    y = negtome_(x, table, 0.5, 0.9, stats=stats, disjoint=True, **how)[1].float().flatten().tolist()
     return hashlib.sha256(struct.pack(f"<{len(y)}f", *y)).hexdigest()
 
 
@@ -391,14 +394,14 @@ def prove(request: Mapping[str, Any], say: Callable[[dict[str, Any]], None]) -> 
         if seen != witness(request["nonce"], request["matching"]):
             raise Wrong("tokens of whole numbers: the result is known to every bit, and is another one")
         say({"witness": seen})
-        begun = time.monotonic()
         for case in cases:
             text = fault(case, "triton", device, dtype, **how)
             if text is not None:
                 raise Wrong(f"{case.name}: {text}")
             say({"case": case.name})
-        for shape in request["shapes"]:
-            if time.monotonic() - begun > BUDGET:
+        begun = time.monotonic()
+        for number, shape in enumerate(request["shapes"]):
+            if number and time.monotonic() - begun > BUDGET:
                 break
             say({"speed": rounds(shape, device, dtype, **how)})
     except Wrong as error:

@@ -6,6 +6,7 @@ after the first time, without a lock, also while a graph is traced or captured.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -40,8 +41,8 @@ QUIET = 0.05  # the noise below which "not faster" is believed without such an a
 REACH = 4.0  # how far a measurement carries, in doublings of the sizes together
 WEIGHTS = (1, 1, 1, 4)  # of B, T, M, D: channels decide how much of the time is multiplication
 
-UNPROVEN = "it has not proved itself on this device yet; `negengine verify` lets it"
-UNMEASURED = "its speed near this shape has not been measured; `negengine verify` with this shape does"
+UNPROVEN = "they have not proved themselves on this device yet; `negengine verify` lets them"
+UNMEASURED = "their speed near this shape has not been measured; `negengine verify --shape` does that"
 Sizes = tuple[int, int, int, int]  # B, T, M, D
 
 
@@ -126,9 +127,8 @@ class Subject:
 def driver() -> str:
     """Version of the GPU's driver; of the operating system's kernel where the driver comes with that."""
     for module in ("nvidia", "amdgpu"):
-        path = Path("/sys/module", module, "version")
-        if path.exists():
-            return path.read_text().strip()
+        with contextlib.suppress(OSError):
+            return Path("/sys/module", module, "version").read_text().strip()
     return platform.release()
 
 
@@ -429,12 +429,16 @@ def defers(call: Call) -> str | None:
     subject = subject_of(call)
     verdict = find(subject)
     if verdict is None:
-        _once(f"the Triton kernels are not used: on {_about(subject)}, {UNPROVEN}")
+        _once(f"the Triton kernels are not used on {_about(subject)}: {UNPROVEN}")
         return UNPROVEN
     if verdict.kind == "wrong":
-        _once(f"the Triton kernels are not used: on {_about(subject)} they were found wrong ({verdict.reason})")
+        _once(f"the Triton kernels are not used on {_about(subject)}: they were found wrong ({verdict.reason})")
     B, T, D = call.x.shape
-    return verdict.against((B, T, call.bank.shape[1], D))
+    M = call.bank.shape[1]
+    reason = verdict.against((B, T, M, D))
+    if reason is UNMEASURED:
+        _once(f"the Triton kernels are not used at B={B} T={T} M={M} D={D} on {_about(subject)}: {UNMEASURED}")
+    return reason
 
 
 def warn_if_wrong(call: Call) -> None:

@@ -51,10 +51,10 @@ def nested(*epilogue):
 
 
 def test_an_instruction_carries_its_schedule():
-    code = sass.instructions(listing(("@!UP0 LDG.E.128 R4, desc[UR4][R2.64]", 3, 2, 5, 0b100001), ("EXIT", 5)))
+    code = sass.instructions(listing(("@!UP0 LDG.E.128 R4, desc[UR4][R2.64]", 13, 2, 5, 0b100001), ("EXIT", 5)))
     one = code[0]
     assert (one.name, one.operation, one.operands, one.predicate) == ("LDG.E.128", "LDG", "R4, desc[UR4][R2.64]", "!UP0")
-    assert (one.address, one.stall, one.results, one.reads, one.waits) == (0, 3, 2, 5, (0, 5))
+    assert (one.address, one.stall, one.results, one.reads, one.waits) == (0, 13, 2, 5, (0, 5))
     assert one.wide
     assert (code[1].results, code[1].reads, code[1].waits, code[1].predicate) == (None, None, (), "")
 

@@ -53,7 +53,7 @@ def test_fails_where_the_kernels_are_wrong(gpu, monkeypatch, tmp_path):
 
 def test_doctor_tells_what_is_known_and_proves_nothing(gpu, monkeypatch, tmp_path):
     child = Child(monkeypatch, tmp_path)
-    assert kernels_on(GPU, torch.bfloat16).startswith("unknown (it has not proved itself on this device yet")
+    assert kernels_on(GPU, torch.bfloat16).startswith("unknown (they have not proved themselves on this device yet")
     assert child.runs == 0
     ops.verify(GPU, shapes=[FLUX])
     assert kernels_on(GPU, torch.bfloat16).endswith("just now")

@@ -34,7 +34,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
 MOST_SPILLED = 64  # bytes that the memory-bound kernels may spill for a block more a multiprocessor
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
-    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32", "apart": "i8",
+    "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32",
+    "apart": "i8", "flags": "i32",
     "key_error": "fp32", "query_error": "fp32", "query_weight": "fp32",
     "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
     "mask": "i1", "keep": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from negengine.kernels.call import Call
 from negengine.kernels.eager import match as kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +30,7 @@ class LargestProduct(TorchDispatchMode):
 def test_no_more_than_64_mb_of_similarities(matching):
     x, r = torch.randn(1, 4500, 3), torch.randn(4500, 3)  # the whole matrix would have 77 MB
     with LargestProduct() as seen:
-        kernel.match(x, r[None], torch.zeros(1, 1, dtype=torch.int32), None, matching, torch.float32)
+        kernel.match(Call(x, r[None], torch.zeros(1, 1, dtype=torch.int32), None, matching, "exact"), torch.float32)
     assert 32 * 2**20 < seen.bytes <= 64 * 2**20
     assert seen.count == 2
     assert all(side % kernel.TILE[torch.float32] == 0 for side in seen.sides)
@@ -43,7 +44,7 @@ def test_chunks_do_not_change_the_result(matching, rows, monkeypatch):
     monkeypatch.setattr(kernel, "SIMILARITY_BYTES", rows * 4 * 256)
     with LargestProduct() as seen:
         references = torch.zeros(2, 1, dtype=torch.int32)
-        parts = kernel.match(x, r[None], references, None, matching, torch.float32)
+        parts = kernel.match(Call(x, r[None], references, None, matching, "exact"), torch.float32)
     assert seen.bytes <= rows * 4 * 256
     assert seen.count >= 4
     assert torch.equal(parts[1], whole[1])

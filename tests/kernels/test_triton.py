@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from negengine.kernels.call import Call
-from negengine.kernels.triton import launch, norms, tuning
+from negengine.kernels.triton import codes, launch, match, merge, occupancy, rows, schedule, tuning
 
 from negengine import ops
 from negengine.reference import group_references
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "ops"))
 from contract import check_match, same_bits, tokens  # noqa: E402
 
-GPU, INTERPRETED = torch.cuda.is_available(), norms.INTERPRETED.value
+GPU, INTERPRETED = torch.cuda.is_available(), rows.INTERPRETED.value
 DEVICE = "cuda" if GPU and not INTERPRETED else "cpu"
 if DEVICE == "cuda":
     pytestmark = pytest.mark.gpu
@@ -64,20 +64,17 @@ def change(monkeypatch, **settings):
 def test_every_split_gives_the_same_bits(dtype, matching, monkeypatch):
     x, table = batch(dtype), table_of([[-1, -1], [2, 0], [0, 1]] if matching == "paper" else [[-1], [0], [0]])
     found = []
-    for span in (1, 2, 3, 100):
-
-        def splits(shape, config, architecture, slots, span=span):
-            tiles = shape.K * -(-shape.M // config.block_n)
-            return -(-tiles // span), span
-
-        monkeypatch.setattr(tuning, "splits", splits)
+    for splits in (1, 2, 3):
+        monkeypatch.setattr(tuning, "splits", lambda *_, splits=splits: splits)
         found.append(outcome(x, table, matching))
     for other in found[1:]:
         assert all(same_bits(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 @RUNS
-@pytest.mark.parametrize("variant", [{"persistent": True}, {"descriptors": True}, {"halvings": 2}, {"group": 1}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{"persistent": True}, {"descriptors": True}, {"halvings": 2}, {"group": 1}, {"flatten": True}], ids=str
+)
 def test_variants_give_the_same_bits(variant, monkeypatch):
     if "descriptors" in variant:
         needs_descriptors()
@@ -88,9 +85,9 @@ def test_variants_give_the_same_bits(variant, monkeypatch):
 
 
 @RUNS
-@pytest.mark.parametrize("span", [1, 100])
-def test_of_equal_rows_the_first_slot_and_token_win(span, monkeypatch):
-    monkeypatch.setattr(tuning, "splits", lambda shape, config, *_: (-(-shape.K * -(-shape.M // config.block_n) // span), span))
+@pytest.mark.parametrize("splits", [1, 3])
+def test_of_equal_rows_the_first_slot_and_token_win(splits, monkeypatch):
+    monkeypatch.setattr(tuning, "splits", lambda *_: splits)
     x = torch.ones(3, 70, 16, device=DEVICE)
     _, index = torch.ops.negengine.match(x, None, table_of([[-1, -1], [-1, 0], [2, 0]]), None, "paper", "auto", "triton")
     assert index.unique(dim=1).tolist() == [[-1], [70], [0]]
@@ -197,7 +194,7 @@ def test_rounding_to_fp8_is_to_nearest_even(name):
 @launch.triton.jit
 def _round(values, out, N: tl.constexpr):
     d = tl.arange(0, N)
-    tl.store(out + d, norms.rounded_to_fp8(tl.load(values + d), out.dtype.element_ty)[0])
+    tl.store(out + d, codes.rounded_to_fp8(tl.load(values + d), out.dtype.element_ty)[0])
 
 
 @RUNS
@@ -216,15 +213,22 @@ def test_magnitudes_mixed_in_one_image(dtype, matching):
 @RUNS
 @pytest.mark.parametrize("mode,moved", [("first", [0, 0, 0]), ("previous", [0, 1, 0]), ("others", [1, 1, 1])])
 def test_only_images_that_are_read_and_written_are_copied(mode, moved):
-    x = batch()
-    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", "exact", x)
-    assert search.keys is x
-    assert search.moved.tolist() == moved
+    x, table = batch(), group_references(mode, 3, 3).to(DEVICE)
+
+    def prepared(y):
+        call = Call(x, x, table, None, "paper", "exact", y)
+        roles = launch.roles_of(call)
+        space = launch.workspace(call, roles)
+        launch._norms(call, roles, space)
+        return roles, space
+
+    roles, space = prepared(x)
+    assert roles.keys is x
+    assert space.moved.tolist() == moved
     for image in range(3):
         if moved[image]:
-            assert same_bits(search.snapshot[image], x[image])
-    search = launch._search(x, x, group_references(mode, 3, 3).to(DEVICE), None, "paper", "exact", torch.empty_like(x))
-    assert search.snapshot is x
+            assert same_bits(space.snapshot[image], x[image])
+    assert prepared(torch.empty_like(x))[1].snapshot is x
 
 
 class Allocations(TorchDispatchMode):
@@ -305,16 +309,112 @@ def test_at_most_three_launches(monkeypatch):
 
 
 @launch.triton.jit
-def _order(out, references, B, K):
-    norms.list_updated(out, references, B, K)
+def _schedule(out, references, B, K, R):
+    schedule.write_schedule(out, references, B, K, R)
+
+
+def schedule_of(table, R):
+    B, K = table.shape
+    out = torch.full((schedule.length(B, K),), -7, dtype=torch.int32, device=DEVICE)
+    _schedule[(1,)](out, table, B, K, R)
+    images, order, counts = out[0].item(), out[1 : 1 + B].tolist(), out[1 + B : 1 + 2 * B].tolist()
+    slots, references = out[1 + 2 * B :].view(2, B, K).tolist()
+    return order[:images], [list(zip(s[:n], r[:n], strict=True)) for s, r, n in zip(slots, references, counts, strict=True)]
 
 
 @RUNS
-def test_images_without_references_take_no_part():
-    table = table_of([[-1, -1], [-1, 3]] * 100 + [[2, -1]])
-    out = torch.empty(201, dtype=torch.int32, device=DEVICE)
-    _order[(1,)](out, table, 201, 2)
-    assert out.tolist() == [*range(1, 201, 2), 200] + [-1] * 100
+def test_the_schedule_of_a_table():
+    """Images without references take no part, empty slots are closed up, and what names no image is as if it were empty."""
+    table = table_of([[-1, -1], [-1, 3], [7, 0]] * 100 + [[2, 6]])
+    order, references = schedule_of(table, 7)
+    assert order == [b for b in range(301) if b % 3 or b == 300]
+    assert references == [[], [(1, 3)], [(1, 0)]] * 100 + [[(0, 2), (1, 6)]]
+
+
+@launch.triton.jit
+def _deal(out, schedule, B, row_tiles, key_tiles, splits, GROUP: tl.constexpr):
+    """Tiles of every program, as ``match_kernel`` counts them."""
+    images = match.updated_images(schedule)
+    tiles = 0
+    for unit in range(tl.program_id(0), images * row_tiles * splits, tl.num_programs(0)):
+        work = match.work_of(unit, schedule, images, B, row_tiles, key_tiles, splits, GROUP)
+        tiles += work[4] - work[3]
+    tl.store(out + tl.program_id(0), tiles)
+
+
+@RUNS
+@pytest.mark.parametrize("row_tiles,key_tiles,splits,programs", [(5, 7, 3, 11), (9, 9, 9, 20), (32, 4, 4, 13)])
+def test_work_is_dealt_as_it_is_planned(row_tiles, key_tiles, splits, programs):
+    """The kernel deals every tile once, and its longest program is as long as the plan says."""
+    table = table_of([[-1], [0], [0], [-1], [3]])
+    schedule_on_device = torch.empty(schedule.length(5, 1), dtype=torch.int32, device=DEVICE)
+    _schedule[(1,)](schedule_on_device, table, 5, 1, 5)
+    loads = torch.empty(programs, dtype=torch.int32, device=DEVICE)
+    _deal[(programs,)](loads, schedule_on_device, 5, row_tiles, key_tiles, splits, 8)
+    assert loads.sum() == 3 * row_tiles * key_tiles
+    assert loads.max() == occupancy.longest(occupancy.Work(3 * row_tiles, key_tiles, 8, programs), splits)
+
+
+@RUNS
+@pytest.mark.parametrize("search", ["exact", "fp8"])
+def test_a_wrong_table_on_the_device_changes_nothing(search):
+    """The host never reads the table there: entries that name no image of the bank are as if they were empty."""
+    needs(search)
+    x, bank = batch(), batch(B=2, T=50, seed=3)
+    alpha, threshold = (torch.full((n,), 0.5, dtype=torch.float64, device=DEVICE) for n in (3, 1))
+
+    def outcome_of(rows):
+        y, table = torch.empty_like(x), table_of(rows)
+        launch.negtome(Call(x, bank, table, None, "paper", search, y, alpha, threshold))
+        return y, *launch.match(Call(x, bank, table, None, "paper", search))
+
+    wrong = outcome_of([[2, 99], [1, 2147483647], [-5, 0]])
+    right = outcome_of([[-1, -1], [1, -1], [-1, 0]])
+    assert all(same_bits(a, b) for a, b in zip(wrong, right, strict=True))
+    assert same_bits(wrong[0][0], x[0])
+    release = table_of([[9], [-4], [3]])
+    y = x.clone()
+    launch.negtome(Call(y, y, release, None, "release", "exact", y, alpha, threshold))
+    assert same_bits(y, x)
+
+
+@RUNS
+@pytest.mark.skipif(DEVICE == "cuda", reason="looks into a kernel while it is interpreted")
+def test_a_huge_key_sends_no_other_row_to_the_exact_search(monkeypatch):
+    x, r = batch(B=1, kind="normal"), batch(B=1, T=50, kind="normal", seed=2)[0]
+    r[7] *= 1e30
+    r[9], x[0, 4] = r[7], r[7]
+    seen, corrected = [], merge.corrected.fn
+
+    def watched(queries, everything, *rest):
+        seen.append(everything.handle.data.sum())
+        return corrected(queries, everything, *rest)
+
+    monkeypatch.setattr(merge, "corrected", watched)
+    cosine, index = ops.match(x, r, backend="triton")
+    check_match(x[0], r, None, "paper", cosine[0], index[0], 1e-6)
+    assert index[0, 4] == 7
+    assert sum(seen) == 1  # row 4, which is huge itself
+
+
+@RUNS
+def test_every_grid_has_one_axis(monkeypatch):
+    """The others end at 65,535, which a batch may exceed."""
+    grids = []
+    for name in ("norms_kernel", "match_kernel", "merge_kernel"):
+
+        class Counted:
+            def __init__(self, kernel):
+                self.kernel = kernel
+
+            def __getitem__(self, grid):
+                grids.append(len(grid))
+                return self.kernel[grid]
+
+        monkeypatch.setattr(launch, name, Counted(getattr(launch, name)))
+    for search in ("exact", "fp8"):
+        outcome(batch(), table_of([[-1], [0], [0]]), search=search)
+    assert set(grids) == {1}
 
 
 @RUNS
@@ -366,7 +466,7 @@ def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
         return -len(measured)  # the last is the fastest
 
     monkeypatch.setattr(launch, "milliseconds", milliseconds)
-    monkeypatch.setattr(launch, "versions", lambda device: tuning.Versions("a device", "1", "2"))
+    monkeypatch.setattr(launch, "versions", lambda device: tuning.Versions("a device", "1", "2", "3"))
     monkeypatch.setattr(launch, "_tuned", {})
     monkeypatch.setenv("NEGENGINE_TUNE", str(tmp_path / "cache.json"))
     assert all(same_bits(a, b) for a, b in zip(expected, outcome(x, table), strict=True))

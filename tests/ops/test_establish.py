@@ -185,6 +185,7 @@ LIES = {
     "nothing": (lambda part: None if "nonce" in part else part, "it does not say what it is about"),
     "fewer cases": (lambda part: None if part.get("case") == "one token" else part, f"it tried {len(prove.CASES)} of"),
     "another result": (lambda part: {"witness": "0" * 64} if "witness" in part else part, "a result that is known beforehand"),
+    "no times": (lambda part: None if "speed" in part else part, "it has no timings"),
     "no result": (lambda part: None if "witness" in part else part, "a result that is known beforehand"),
 }
 TIMES = {

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from negengine.kernels.triton import launch  # before TRITON_INTERPRET is set: other tests want the kernels as they are
 
 from negengine import ops
-from negengine.ops import prove, registry, verdicts
+from negengine.ops import establish, prove, registry, verdicts
 from negengine.ops import triton as triton_backend
 
 CPU = torch.device("cpu")
@@ -194,6 +194,14 @@ def test_an_answer_of_kernels_that_fail(tmp_path, monkeypatch, broken, error, pa
     assert answer(tmp_path, monkeypatch)[-2] == {part: f"{type(error).__name__}: {error}"}
 
 
+def test_timings_end_with_their_budget(tmp_path, monkeypatch, broken):
+    broken()
+    monkeypatch.setattr(registry, "_BACKENDS", {"triton": registry._BACKENDS["broken"], "torch": registry._BACKENDS["torch"]})
+    monkeypatch.setattr(prove, "BUDGET", 0.0)
+    parts = answer(tmp_path, monkeypatch, cases=[], shapes=[SMALL, (2, 8, 8, 16)])
+    assert [part["speed"]["shape"] for part in parts if "speed" in part] == [list(SMALL)]
+
+
 def test_an_answer_without_the_device(tmp_path, monkeypatch):
     (part,) = answer(tmp_path, monkeypatch, device="cuda", uuid="GPU-of-another-machine")
     assert part == {"unknown": "RuntimeError: the device GPU-of-another-machine is not visible to a new process", "done": True}
@@ -206,6 +214,7 @@ def test_the_real_child_proves_the_kernels_under_the_interpreter(monkeypatch, tm
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(verdicts.VARIABLE, raising=False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(establish, "LIMIT", 600.0)  # a busy machine
     triton_backend._missing.cache_clear()
     try:
         verdicts.forget()

@@ -135,7 +135,7 @@ def test_who_names_good_or_trusted_kernels_is_not_warned(caplog, monkeypatch):
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("verdict,text", [(None, "has not proved itself"), (WRONG, "were found wrong")])
+@pytest.mark.parametrize("verdict,text", [(None, "have not proved themselves"), (WRONG, "were found wrong")])
 def test_the_fallback_is_announced_once(verdict, text, caplog):
     if verdict is not None:
         learn(verdict)
@@ -143,6 +143,15 @@ def test_the_fallback_is_announced_once(verdict, text, caplog):
         verdicts.defers(call(shape))
     assert len(caplog.messages) == 1
     assert text in caplog.messages[0]
+
+
+def test_an_unmeasured_shape_is_announced_once(caplog):
+    learn(PROVEN)
+    for _ in range(3):
+        assert verdicts.defers(call((4, 64, 77, 3072))) is verdicts.UNMEASURED
+        assert verdicts.defers(call(FLUX)) is None
+    assert len(caplog.messages) == 1
+    assert "not used at B=4 T=64 M=77 D=3072 on Imaginary H1 in bfloat16: their speed near this shape" in caplog.messages[0]
 
 
 # --- within a pipeline call --------------------------------------------------------------------------------------
