@@ -260,7 +260,7 @@ def _merge(
     x, vector = roles.x, roles.vector
     y = x if roles.y is None else roles.y
     (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, x.shape[1]
-    config = tuning.merge_config(D, x.itemsize, architecture(x.device), roles.quantised > 0, vector > 1)
+    config = tuning.merge_config(D, architecture(x.device), roles.quantised > 0, vector > 1)
     row_tiles = triton.cdiv(T, config.rows)
     absent = roles.references  # some pointer, not read
     numbers = (call.mask, call.alpha, call.threshold, call.keep, call.stats, cosine, index)
@@ -274,7 +274,7 @@ def _merge(
         B, K, T, M, D // vector, R, space.weight.shape[1], candidates.splits, row_tiles,
         RELEASE=roles.release, MERGE=call.alpha is not None, IN_PLACE=roles.in_place, MASKED=call.mask is not None,
         KEPT=call.keep is not None, COUNTED=call.stats is not None, KEYS_MOVE=roles.keys_move, BANK_MOVES=roles.bank_moves,
-        CAREFUL=roles.quantised > 0 or x.dtype != torch.float16, QUANTISED=roles.quantised, WHOLE=bool(config.block_d >= D),
+        CAREFUL=roles.quantised > 0 or x.dtype != torch.float16, QUANTISED=roles.quantised,
         VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         num_warps=config.num_warps, **_as_written(x),
     )  # fmt: skip

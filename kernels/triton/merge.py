@@ -29,21 +29,9 @@ def combined(candidate_score, candidate_index, first, splits, T, exists, ROWS: t
 
 
 @triton.jit
-def _add(a, b, c, d):
-    return a + c, b + d
-
-
-@triton.jit
-def pushed(x, r, alpha, gate):
-    """``(1 + alpha) x - alpha r`` where ``gate``, else ``x``, bit for bit."""
-    one_plus, minus = (1 + alpha).to(tl.float32), alpha.to(tl.float32)  # 1 + alpha in float64, as Python would
-    away = narrowed(one_plus * widened(x) - minus * widened(r), x.dtype)
-    return tl.where(gate[:, None], away, x)
-
-
-@triton.jit
 def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Write all channels of ``y``; in place only the rows that change."""
+    """``(1 + alpha) x - alpha r`` to ``y`` where ``gate``; elsewhere ``x``, bit for bit, unless it is there already."""
+    one_plus, minus = (1 + alpha).to(tl.float32), alpha.to(tl.float32)  # 1 + alpha in float64, as Python would
     written = exists
     if IN_PLACE:
         written = gate & exists
@@ -52,7 +40,8 @@ def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D
         column = (d < D)[None, :]
         before = tl.load(x[:, None] + d[None, :], mask=written[:, None] & column)
         other = tl.load(r[:, None] + d[None, :], mask=(gate & exists)[:, None] & column, other=0)
-        tl.store(y[:, None] + d[None, :], pushed(before, other, alpha, gate), mask=written[:, None] & column)
+        pushed = narrowed(one_plus * widened(before) - minus * widened(other), before.dtype)
+        tl.store(y[:, None] + d[None, :], tl.where(gate[:, None], pushed, before), mask=written[:, None] & column)
 
 
 SPLITS = tl.constexpr(8)  # whose candidates are read at once
@@ -119,7 +108,6 @@ def merge_kernel(
     BANK_MOVES: tl.constexpr,
     CAREFUL: tl.constexpr,  # the dtype has magnitudes whose products leave float32, or rows are quantised
     QUANTISED: tl.constexpr,
-    WHOLE: tl.constexpr,  # BLOCK_D holds all channels: x and its match are read once
     VECTOR: tl.constexpr,  # strides and D count this many elements
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -138,7 +126,6 @@ def merge_kernel(
     if COUNTED and tl.program_id(0) == 0:
         tl.atomic_add(stats + 1, updated_images(schedule).to(tl.int64) * T, sem="relaxed")
         tl.atomic_add(stats + 2, 1, sem="relaxed")
-    d = tl.arange(0, BLOCK_D)
     if QUANTISED == 0:  # before the branch, whose condition is a load too
         first = image.to(tl.int64) * splits * T + row
         chosen = combined(candidate_score, candidate_index, first, splits, T, exists, ROWS)
@@ -163,23 +150,12 @@ def merge_kernel(
             keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, image, B, K, M, D, weights, references, R,
             RELEASE, KEYS_MOVE, ROWS,
         )  # fmt: skip
-        if WHOLE:
-            there = exists[:, None] & (d < D)[None, :]
-            before = tl.load(query_rows[:, None] + d[None, :], mask=there, other=0)
-            other = tl.load(key_rows[:, None] + d[None, :], mask=there, other=0)
-        careful = False
-        if CAREFUL:
-            careful = any_careful(flags, schedule, image, B, K, RELEASE)  # while the rows are on their way
-        if WHOLE:
-            q = widened(before)
-            total, product = tl.reduce((q * q, q * widened(other)), 1, _add)
-        else:
-            total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
+        total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
         similarity = tl.where(chosen >= 0, cosine_of(total, product, factor), float("-inf"))
         finite = is_finite(total)
         if CAREFUL:
             everything = everything | (exists & ~(total <= LARGEST * LARGEST))
-            if (tl.max(everything.to(tl.int32), 0) > 0) | careful:
+            if (tl.max(everything.to(tl.int32), 0) > 0) | any_careful(flags, schedule, image, B, K, RELEASE):
                 chosen, similarity, finite = corrected(
                     query_rows, everything, exists, chosen, similarity, keys, key_b, key_t, snapshot, moved, schedule, inverse,
                     image, B, K, M, D, weights, RELEASE, KEYS_MOVE, ROWS, BLOCK_N, BLOCK_K,
@@ -188,11 +164,7 @@ def merge_kernel(
                     keys, key_b, key_t, snapshot, moved, schedule, inverse, chosen, image, B, K, M, D, weights, references, R,
                     RELEASE, KEYS_MOVE, ROWS,
                 )  # fmt: skip
-                if WHOLE:
-                    other = tl.load(key_rows[:, None] + d[None, :], mask=there, other=0)
-                    total, product = tl.reduce((q * q, q * widened(other)), 1, _add)
-                else:
-                    total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
+                total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
                 # of ordinary rows the cosine has the same bits whichever search chose
                 plain = cosine_of(total, product, factor)
                 similarity = tl.where((total <= LARGEST * LARGEST) & (plain == plain), plain, similarity)
@@ -207,15 +179,8 @@ def merge_kernel(
                 gate = gate & (tl.load(keep + image.to(tl.int64) * keep_b + row.to(tl.int64) * keep_t, mask=exists, other=0) != 0)
             if COUNTED:
                 tl.atomic_add(stats, tl.sum(gate.to(tl.int64), 0), sem="relaxed")
-            strength = tl.load(alpha + image * alpha_b)
-            if WHOLE and not RELEASE:
-                after, written = pushed(before, other, strength, gate), there
-                if IN_PLACE:
-                    written = written & gate[:, None]
-                tl.store(y_rows[:, None] + d[None, :], after, mask=written)
-            else:
-                r = rows_of(bank, bank_b, bank_t, snapshot, moved, reference, token, M, D, BANK_MOVES)
-                extrapolate(x_rows, r, y_rows, strength, gate, exists, D, IN_PLACE, BLOCK_D)
+            r = rows_of(bank, bank_b, bank_t, snapshot, moved, reference, token, M, D, BANK_MOVES)
+            extrapolate(x_rows, r, y_rows, tl.load(alpha + image * alpha_b), gate, exists, D, IN_PLACE, BLOCK_D)
         else:
             tl.store(cosine + out, similarity, mask=exists)
             tl.store(index + out, tl.where(found, chosen, NONE), mask=exists)

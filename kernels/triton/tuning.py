@@ -275,32 +275,26 @@ def programs(shape: Shape, config: MatchConfig, architecture: Architecture, item
 
 
 def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
+    """Whole rows where registers hold them: they are then reduced once."""
+    block_d = _block_d(D, 1 << 30)
     if architecture == INTERPRETER:
         return RowsConfig(32, _block_d(D, 256), num_warps=4)
-    whole = _whole_rows(D, itemsize)
-    if whole and not quantised:
-        return whole
-    return RowsConfig(8, _block_d(D, 128 if quantised else 512 // itemsize), num_warps=4)  # 256: 8 bytes spilled on sm_89
+    if quantised or block_d * itemsize > WHOLE:
+        return RowsConfig(8, _block_d(D, 128 if quantised else 512 // itemsize), num_warps=4)  # 256: 8 bytes spilled on sm_89
+    return RowsConfig(min(max(WHOLE // (2 * block_d * itemsize), 1), 16), block_d, num_warps=4)
 
 
-def merge_config(
-    D: int, itemsize: int, architecture: Architecture, quantised: bool = False, aligned: bool = True
-) -> RowsConfig:  # fmt: skip
-    whole = _whole_rows(D, itemsize)
+def merge_config(D: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:
+    """Few rows in short pieces, which are read twice, the second time from the cache.
+
+    Whole rows in registers were compiled too: so few programs then fit a processor that they wait for memory, by prediction
+    120 instead of 46 us at flux-1024.
+    """
     if architecture == INTERPRETER:
-        config = RowsConfig(32, whole.block_d if whole else 256, num_warps=4)
-    elif whole and aligned and not quantised:
-        config = whole
-    else:  # unaligned entries have an address each: 1028 bytes spilled at 256
-        config = RowsConfig(16, _block_d(D, 32 if not aligned else 128 if quantised else 256), num_warps=4)
-    return dataclasses.replace(config, block_n=32 if config.rows < 8 else 16, block_k=16)
-
-
-def _whole_rows(D: int, itemsize: int) -> RowsConfig | None:
-    """As many whole rows as registers hold, so that each is read and reduced once; None where they hold none."""
-    block_d = _block_d(D, 1 << 30)
-    row = block_d * itemsize
-    return RowsConfig(min(max(WHOLE // (2 * row), 1), 16), block_d, num_warps=4) if row <= WHOLE else None
+        return RowsConfig(32, _block_d(D, 256), num_warps=4, block_n=32, block_k=32)
+    # unaligned entries have an address each: 1028 bytes spilled at 256
+    most = 32 if not aligned else 128 if quantised else 256
+    return RowsConfig(8, _block_d(D, most), num_warps=4, block_n=16, block_k=16)
 
 
 def _block_d(D: int, most: int) -> int:

@@ -129,8 +129,7 @@ def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: boo
     for release, search in itertools.product((False, True), [None, *_quantised_searches(device)]):
         quantised = CODES[search][1] if search else 0
         norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
-        sizes = (640, 3072, 8192) if everything else (3072,)  # the last does not fit registers
-        merges = list(dict.fromkeys(tuning.merge_config(D, itemsize, device, quantised > 0, aligned) for D in sizes))
+        rows = tuning.merge_config(3072, device, quantised > 0, aligned)
         # whether the keys are images of x; what of them is overwritten
         kinds = [(False, 0), (False, 3), (True, 0), (True, 2), *([] if release else [(True, 1)])]
         # whether y is written, and is x; whether keys and bank are read from the snapshot
@@ -146,12 +145,12 @@ def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: boo
                 "VECTOR": vector, "ROWS": norms.rows, "BLOCK_D": norms.block_d,
             }  # fmt: skip
             yield _variant("norms", architecture, dtype, constants, norms.num_warps, 3)
-        for rows, (merge, in_place, keys_move, bank_moves) in itertools.product(merges, calls):
+        for merge, in_place, keys_move, bank_moves in calls:
             constants = {
                 "RELEASE": release, "MERGE": merge, "IN_PLACE": in_place, "MASKED": True, "KEPT": merge, "COUNTED": merge,
                 "KEYS_MOVE": keys_move, "BANK_MOVES": bank_moves, "CAREFUL": bool(quantised) or dtype != "fp16",
-                "QUANTISED": quantised, "WHOLE": rows.block_d >= 640 and aligned, "VECTOR": vector, "ROWS": rows.rows,
-                "BLOCK_D": rows.block_d, "BLOCK_N": rows.block_n, "BLOCK_K": rows.block_k,
+                "QUANTISED": quantised, "VECTOR": vector, "ROWS": rows.rows, "BLOCK_D": rows.block_d,
+                "BLOCK_N": rows.block_n, "BLOCK_K": rows.block_k,
             }  # fmt: skip
             yield _variant("merge", architecture, dtype, constants, rows.num_warps, 3)
 

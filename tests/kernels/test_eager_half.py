@@ -16,7 +16,7 @@ from negengine.ops import registry
 from negengine.reference import group_references
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
-from contract import KINDS, check_match, check_merge, same_bits, tokens  # noqa: E402
+from contract import KINDS, check_match, check_merge, same_bits, tokens
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 BACKEND = registry._BACKENDS["torch"]
