@@ -16,7 +16,7 @@ from negengine.ops import registry
 from negengine.reference import group_references
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
-from contract import KINDS, check_match, check_merge, same_bits, tokens  # noqa: E402
+from contract import KINDS, check_match, check_merge, same_bits, tokens
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 BACKEND = registry._BACKENDS["torch"]
@@ -103,7 +103,7 @@ def test_rows_of_any_magnitude(exponent):
 @pytest.mark.parametrize("kind", ["near", "nan", "duplicates"])
 @pytest.mark.parametrize("own", [True, False])
 def test_the_whole_call(dtype, kind, own, chunks, device_table):
-    """Several references padded anywhere, masks, dropout, own or other bank; the same bits whether or not the host knows the table."""
+    """Several references padded anywhere, masks, dropout, own or other bank; the same bits if the host knows no table."""
     x = tokens(kind, 4, 21, 33, 5, dtype)
     bank = None if own else tokens("near", 3, 17, 33, 6, dtype)
     pool = x if own else bank
