@@ -69,9 +69,14 @@ def push(call: Call, cosine: Tensor, index: Tensor) -> None:
     for together in blocks:
         chosen = [bank[:, :, c][tuple(place[:, t] for place in places[i.start])] for i, t, c in together]
         for (i, t, c), r in zip(together, chosen, strict=True):
-            pushed = torch.mul(r, minus[i])
-            torch.addcmul(pushed, x[i, t, c], one_plus[i], out=r)  # one rounding
-            torch.where(gates[i.start][:, t, None], r, x[i, t, c], out=y[i, t, c])
+            _extrapolate(x[i, t, c], r, one_plus[i], minus[i], gates[i.start][:, t, None], y[i, t, c])
+        del chosen, r  # before the next are made
+
+
+def _extrapolate(x: Tensor, r: Tensor, one_plus: Tensor, minus: Tensor, gate: Tensor, y: Tensor) -> None:
+    """``one_plus x + minus r`` where ``gate``, rounded once, ``x`` elsewhere, into ``y``; overwrites ``r``."""
+    torch.addcmul(torch.mul(r, minus), x, one_plus, out=r)
+    torch.where(gate, r, x, out=y)
 
 
 def _count(call: Call, gates: dict[int, Tensor]) -> None:

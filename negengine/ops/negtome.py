@@ -126,7 +126,7 @@ def negtome_(
         disjoint: the caller's word that no image of ``x`` both has a reference and is one (as of mode ``first``; see
             :func:`negengine.reference.is_disjoint`): then no backend sets memory aside for rows that are read after they may
             have been overwritten. It says nothing about a ``bank``. It is checked where the host knows the table; elsewhere
-            an image that breaks the promise is not matched.
+            an image that breaks the promise may stay as it is.
         table: the entries of ``references`` row by row, where the caller knows them: a device's own are never read by the
             host. With them a backend does nothing for images without a reference. Compared with a table on the CPU; of one
             on a device they are the caller's word.

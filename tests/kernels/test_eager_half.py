@@ -103,7 +103,7 @@ def test_rows_of_any_magnitude(exponent):
 @pytest.mark.parametrize("kind", ["near", "nan", "duplicates"])
 @pytest.mark.parametrize("own", [True, False])
 def test_the_whole_call(dtype, kind, own, chunks, device_table):
-    """Several references padded anywhere, masks, dropout, own or other bank; the same bits whether or not the host knows the table."""
+    """Several references padded anywhere, masks, dropout, own or other bank; the same bits if the host knows no table."""
     x = tokens(kind, 4, 21, 33, 5, dtype)
     bank = None if own else tokens("near", 3, 17, 33, 6, dtype)
     pool = x if own else bank
@@ -201,7 +201,7 @@ def test_wider_inputs_merge_in_chunks(dtype, mode, chunks):
 class Cost(TorchDispatchMode):
     """Launches, a product one of them, and the most bytes that were alive beyond the arguments."""
 
-    VIEWS = ("view", "slice", "select", "expand", "t.default", "transpose", "squeeze", "empty", "detach", "alias")
+    VIEWS = ("view", "slice", "select", "expand", "t.default", "transpose", "permute", "squeeze", "empty", "detach", "alias")
 
     def __init__(self):
         super().__init__()
@@ -214,8 +214,9 @@ class Cost(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         before = {t.untyped_storage()._cdata for t in (*args, *(kwargs or {}).values()) if isinstance(t, torch.Tensor)}
         out = function(*args, **(kwargs or {}))
-        self.launches += not any(name in str(function) for name in self.VIEWS)
-        for tensor in out if isinstance(out, tuple | list) else (out,):
+        results = [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, torch.Tensor)]
+        self.launches += bool(results) and not any(name in str(function) for name in self.VIEWS)
+        for tensor in results:
             storage = tensor.untyped_storage()
             if storage._cdata not in self.known | before:
                 self.known.add(storage._cdata)
@@ -237,7 +238,7 @@ def cost(shape, mode="first", matching="paper", dtype=torch.bfloat16, known=True
     return spent
 
 
-LAUNCHES = {"sdxl-32": (0, 0), "sdxl-64": (0, 0), "flux-768": (0, 0), "flux-1024": (0, 0)}
+LAUNCHES = {"sdxl-32": (31, 23), "sdxl-64": (40, 32), "flux-768": (62, 49), "flux-1024": (84, 69)}
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
