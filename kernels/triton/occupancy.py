@@ -37,11 +37,11 @@ def longest(work: Work, splits: int) -> int:
         first = unit // (work.group * splits) * work.group
         height = min(work.row_tiles - first, work.group)
         loads[unit % work.programs] += sizes[unit % (work.group * splits) // height]
-    return max(loads)
+    return max(loads, default=0)
 
 
 def fill(work: Work, splits: int) -> float:
-    """Share of the programs' time that is work, until the last is done."""
+    """Share of the programs' time that is work, until the last is done; of at least one row tile."""
     return work.row_tiles * work.key_tiles / (work.programs * longest(work, splits))
 
 

@@ -20,7 +20,6 @@ WORKSPACE = 2 * MIB  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
 WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
 REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
-WHOLE = 8 * KIB  # bytes of a row up to which it is held in registers: 32 entries of 16 bits per thread, four programs per processor
 
 
 @dataclass(frozen=True)
@@ -275,13 +274,10 @@ def programs(shape: Shape, config: MatchConfig, architecture: Architecture, item
 
 
 def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
-    """Whole rows where registers hold them: they are then reduced once."""
-    block_d = _block_d(D, 1 << 30)
+    """Long pieces of few rows: each piece costs a reduction across lanes. By prediction 8 us at flux-1024, 17 in pieces of 256."""
     if architecture == INTERPRETER:
         return RowsConfig(32, _block_d(D, 256), num_warps=4)
-    if quantised or block_d * itemsize > WHOLE:
-        return RowsConfig(8, _block_d(D, 128 if quantised else 512 // itemsize), num_warps=4)  # 256: 8 bytes spilled on sm_89
-    return RowsConfig(min(max(WHOLE // (2 * block_d * itemsize), 1), 16), block_d, num_warps=4)
+    return RowsConfig(8, _block_d(D, 128), 4) if quantised else RowsConfig(4, _block_d(D, 2048 // itemsize), 4)
 
 
 def merge_config(D: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:

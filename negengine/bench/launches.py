@@ -107,12 +107,8 @@ def _recording(architecture: str, found: list[Launch]) -> Iterator[None]:
         if kernel.__name__ == "merge_kernel" and kwargs["CAREFUL"]:
             # ordinary rows skip what searches again for extreme ones, which straight-line reading would count as if it ran
             read = run(kernel, *args, grid=grid, warmup=True, **kwargs | {"CAREFUL": False})
-        cubin = read.asm["cubin"]
-        found.append(
-            Launch(
-                kernel.__name__, math.prod(grid), meta.num_warps, sass.registers(compiled.asm["cubin"]), meta.shared, numbers, cubin
-            )
-        )
+        cubin, registers = read.asm["cubin"], sass.registers(compiled.asm["cubin"])
+        found.append(Launch(kernel.__name__, math.prod(grid), meta.num_warps, registers, meta.shared, numbers, cubin))
 
     active = triton.runtime.driver._active
     try:

@@ -127,6 +127,8 @@ def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: boo
     device, itemsize = tuning.ARCHITECTURES[architecture], 4 if dtype == "fp32" else 2
     vector = 16 // itemsize if aligned else 1
     for release, search in itertools.product((False, True), [None, *_quantised_searches(device)]):
+        if search and (dtype == "fp16" or (dtype == "bf16" and not aligned)):
+            continue  # as bf16, and as fp32
         quantised = CODES[search][1] if search else 0
         norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
         rows = tuning.merge_config(3072, device, quantised > 0, aligned)

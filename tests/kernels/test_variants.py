@@ -1,0 +1,88 @@
+"""How many variants of each kernel a process compiles, counted with a driver that compiles for a device and launches nothing.
+
+A variant costs seconds when it is first met, and one that is first met while a CUDA graph is captured fails to load.
+"""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from negengine.kernels.call import Call
+from negengine.kernels.triton import launch, rows, tuning
+
+from negengine.bench.launches import _Device
+from negengine.reference import group_references, is_disjoint
+
+pytestmark = pytest.mark.skipif(rows.INTERPRETED.value, reason="the interpreter compiles nothing")
+MOST = 3
+
+
+@pytest.fixture(params=["sm_80", "sm_90", "sm_100"])
+def seen(request, monkeypatch):
+    """Kernel's name -> the keys under which Triton would have compiled it."""
+    found = {}
+
+    def asked(*, key, fn, **_):
+        found.setdefault(fn.name.rpartition(".")[2], set()).add(key)
+        return True  # and nothing is compiled
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Device(request.param))
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", asked)
+    monkeypatch.setattr(launch, "architecture", lambda device: tuning.ARCHITECTURES[request.param])
+    return found
+
+
+def run(B, T, D, site, position, mode="first", text=0, search="exact", positions=30, sites=60):
+    """One call as the plug-in makes it: in place, behind the text, with a row of all counters and one of all alphas."""
+    x = torch.empty(B, text + T, D, dtype=torch.bfloat16)[:, text:]
+    table = group_references(mode, B, B)
+    launch.negtome(
+        Call(
+            x, x, table, None, "paper", search, x,
+            alpha=torch.zeros(positions, B, dtype=torch.float64)[position], threshold=torch.zeros(1, dtype=torch.float64),
+            stats=torch.zeros(sites, 3, dtype=torch.int64)[site], disjoint=is_disjoint(table), table=table.flatten().tolist(),
+        )
+    )  # fmt: skip
+
+
+def counted(seen):
+    return {name: len(keys) for name, keys in seen.items()}
+
+
+def test_sdxl_at_many_sizes(seen):
+    for B in range(1, 9):
+        for site, (T, D) in enumerate([(4096, 640), (1024, 1280), (1023, 1280), (3999, 640), (77, 1280), (1, 640)]):
+            for position in (0, 1, 7):
+                run(B, T, D, site, position)
+    assert set(seen) == {"norms_kernel", "match_kernel", "merge_kernel"}
+    assert all(n <= MOST for n in counted(seen).values()), counted(seen)
+
+
+def test_flux_at_many_sizes_and_modes(seen):
+    for mode in ("first", "others", "previous"):
+        for B in range(1, 9):
+            for site, T in enumerate([4096, 2304, 4095, 1517]):
+                for text in (0, 512, 77):
+                    run(B, T, 3072, site, B % 3, mode, text)
+    assert set(seen) == {"norms_kernel", "match_kernel", "merge_kernel"}
+    assert all(n <= MOST for n in counted(seen).values()), counted(seen)
+
+
+def test_a_quantised_search(seen):
+    search = {"sm_80": "int8"}.get(triton.runtime.driver._active.architecture, "fp8")
+    for B in range(1, 9):
+        for site, T in enumerate([4096, 1023]):
+            run(B, T, 1280, site, B % 2, search=search)
+    assert all(n <= MOST for n in counted(seen).values()), counted(seen)
+
+
+def test_the_count_sees_a_variant(seen):
+    """Another dtype is another variant of every kernel, so a count of one would say that nothing was counted."""
+    run(4, 64, 640, 0, 0)
+    one = counted(seen)
+    x = torch.empty(4, 64, 640)
+    numbers = {"alpha": torch.zeros(4, dtype=torch.float64), "threshold": torch.zeros(1, dtype=torch.float64)}
+    launch.negtome(Call(x, x, group_references("first", 4, 4), None, "paper", "exact", x, **numbers))
+    assert all(n > one[name] for name, n in counted(seen).items())
