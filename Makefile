@@ -40,7 +40,7 @@ test-all: install ## every test
 test-rest: install ## what `make test` leaves out: exhaustive cases, and the contract with all its examples
 	$(PYTEST) -m 'exhaustive or examples'
 
-gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton.md
+gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton-resources.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
 
 predict: install ## what a call would take on GPUs that are not here, from the compiled kernels, into docs/predicted.md

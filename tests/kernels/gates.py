@@ -1,6 +1,6 @@
 """Compile the Triton kernels for devices that are not here, and read what the compiler says of them.
 
-Run as a script, it compiles everything that a configuration can choose and writes the table of docs/kernels-triton.md.
+Run as a script, it compiles everything that a configuration can choose and writes docs/kernels-triton-resources.md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from triton.compiler import ASTSource
 
 DTYPES = ("fp16", "bf16", "fp32")
 CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
-DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton.md"
-MOST_SPILLED = 64  # bytes that the memory-bound kernels may spill for a block more a multiprocessor
+DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton-resources.md"
+MOST_SPILLED = 64  # bytes that the memory-bound kernels may spill to fit one more block per multiprocessor
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32",
@@ -71,7 +71,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler reports. ``spilled`` counts bytes a thread; ``needed`` those that it spills with all registers."""
+    """What the compiler reports. ``spilled`` counts bytes per thread; ``needed`` those that it spills with all registers."""
 
     registers: int
     spilled: int
@@ -221,7 +221,7 @@ def _read_nvidia(out: triton.compiler.CompiledKernel, architecture: str) -> Comp
     registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[-1]) for name in ("REG", "STACK"))
     ptx = out.asm["ptx"]
     spilled = _spills(ptx, architecture) if stack else 0
-    # ptxas would rather spill a few bytes than lose a block a multiprocessor: told not to mind, it shows what it must spill
+    # ptxas would rather spill a few bytes than lose a block per multiprocessor: told not to mind, it shows what it must spill
     needed = _spills(re.sub(r"(\.reqntid \d+)", r"\1\n.maxnreg 255", ptx), architecture) if spilled else 0
     instruction = next((name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx), "fma")
     return Compiled(registers, spilled, needed, out.metadata.shared, instruction)
@@ -293,10 +293,10 @@ def table(results: dict[Variant, Compiled]) -> str:
     columns = ["kernel", "architecture", "dtype", "tile", "warps", "stages", "descriptors"]
     columns += ["registers", "spills", "needed", "shared", "instruction"]
     lines = [
-        f"{len(results):,} variants of the kernels {fingerprint()}, Triton {triton.__version__}. Registers a thread (on gfx942"
-        " vector and accumulation registers together), bytes of spills a thread and those needed even where it may have all"
-        " registers (else ptxas spills them to fit one block more a multiprocessor), bytes of shared memory a block; of variants"
-        " that differ in flags only, the heaviest.\n",
+        f"{len(results):,} variants of the kernels {fingerprint()}, Triton {triton.__version__}. Registers per thread (on gfx942"
+        " vector and accumulation registers together), bytes of spills per thread and those needed even where it may have all"
+        " registers (otherwise ptxas spills them to fit one more block per multiprocessor), bytes of shared memory per block; of"
+        " variants that differ in flags only, the heaviest.\n",
         f"| {' | '.join(columns)} |",
         f"|{' --- |' * len(columns)}",
     ]

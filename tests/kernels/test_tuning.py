@@ -7,14 +7,16 @@ import math
 import multiprocessing
 
 import pytest
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 pytest.importorskip("triton")
 
+import fills
 from negengine.kernels.triton import tuning
 from negengine.kernels.triton.tuning import ARCHITECTURES, MatchConfig, Shape, Versions
 
 FLUX, SDXL = Shape(4, 1, 4096, 4096, 3072), Shape(4, 1, 1024, 1024, 1280)
-HERE = Versions("a device", "2.13", "3.9")
+HERE = Versions("a device", "2.13", "3.9", "kernels")
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), tuning.GENERIC], ids=lambda a: a.name)
@@ -26,20 +28,11 @@ def test_a_configuration_fits_and_its_splits_cover_the_keys(architecture, itemsi
         assert config.shared(itemsize) <= architecture.shared
         assert config.descriptors <= (aligned and descriptors and architecture.descriptors)
         for slots in (1, 5):
-            splits, span = tuning.splits(shape, config, architecture, slots)
-            tiles = shape.K * -(-shape.M // config.block_n)
-            assert (splits - 1) * span < tiles <= splits * span
+            splits = tuning.splits(shape, config, architecture, itemsize, slots)
+            assert 1 <= splits <= -(-shape.M // config.block_n)  # every split has a key tile of every image
             least = 1 if slots == 1 else tuning.CROWD
             assert splits <= least or 8 * slots * shape.B * shape.T * splits <= tuning.WORKSPACE
-            assert splits >= min(tiles, least) / 2
-
-
-def test_work_for_every_processor():
-    for shape in (FLUX, SDXL):
-        device = ARCHITECTURES["sm_90"]
-        config = tuning.match_config(shape, 2, device, True)
-        splits, _ = tuning.splits(shape, config, device)
-        assert 3 * -(-shape.T // config.block_m) * splits >= device.processors  # image 0 of four has no reference
+        assert tuning.programs(shape, config, architecture, itemsize, splits) >= 1
 
 
 def test_configurations_cannot_be_changed():
@@ -61,6 +54,35 @@ def test_architecture_of_a_device(capability, shared, name):
     assert (found.name, found.processors) == (name, 77)
 
 
+def test_small_tiles_run_twice_per_processor():
+    device = ARCHITECTURES["sm_90"]
+    wide, tall, small = tuning.known_configs(2, device, True)
+    assert [config.resident(2, device) for config in (wide, tall, small)] == [1, 1, 2]
+    assert tuning.programs(FLUX, small, device, 2, 8) == 2 * device.processors
+    assert tuning.programs(FLUX, dataclasses.replace(small, persistent=False), device, 2, 8) == 4 * 32 * 8
+
+
+def test_a_graph_for_every_size_asks_nothing_of_its_sizes():
+    """A comparison of a symbol would tie the graph to one size."""
+    env = ShapeEnv()
+    T = env.create_unbacked_symint()
+    device = ARCHITECTURES["sm_90"]
+    assert tuning.match_config(Shape(4, 1, T, T, 640), 2, device, True, False) == tuning.known_configs(2, device, True, False)[0]
+    assert not env.guards
+
+
+@pytest.mark.parametrize("processors", [108, 132, 148])
+@pytest.mark.parametrize("name", fills.SHAPES)
+def test_processors_are_kept_busy(name, processors):
+    """Nine tenths of their time, but where the table of docs/kernels-triton.md says why it cannot be."""
+    for row in fills.rows(name, processors):
+        assert row.fill >= 0.9 or row.reason, row
+
+
+def test_the_table_of_fills_in_the_docs():
+    assert fills.table() in fills.DOCUMENT.read_text(), "run python tests/kernels/fills.py"
+
+
 def test_tuning_measures_once_and_remembers(tmp_path):
     cache, seen = tuning.Cache(tmp_path / "deep" / "cache.json"), []
 
@@ -75,7 +97,7 @@ def test_tuning_measures_once_and_remembers(tmp_path):
     count = len(seen)
     assert tuning.tune(*arguments, HERE, cache, milliseconds) == best
     assert len(seen) == count
-    for other in ("device", "torch", "triton"):
+    for other in ("device", "torch", "triton", "kernels"):
         assert cache.get(dataclasses.replace(HERE, **{other: "another"}), tuning.call_key(FLUX, "bfloat16 paper", True)) is None
     for other in ("float16 paper", "bfloat16 release", "int8 paper", "fp8 paper"):
         assert cache.get(HERE, tuning.call_key(FLUX, other, True)) is None
