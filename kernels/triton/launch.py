@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import math
@@ -57,7 +56,7 @@ def negtome(call: Call) -> None:
         return
     if _rows(y) is not y:  # the kernels write rows of neighbouring entries
         out = y.new_empty(y.shape)
-        negtome(dataclasses.replace(call, y=out, disjoint=False))
+        negtome(call._replace(y=out, disjoint=False))
         y.copy_(out)
         return
     _run(call)

@@ -7,6 +7,7 @@ all others, the previous ones, both halves of classifier-free guidance, several 
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
@@ -268,21 +269,28 @@ def _check_entries(call: Call, entries: Sequence[int]) -> None:
     (B, K), R = call.references.shape, len(call.bank)
     if len(entries) != B * K:
         raise ValueError(f"table must have the {B * K} entries of references, got {len(entries)}")
-    if entries and max(entries) >= R:
-        raise ValueError(f"references names image {max(entries)} of a bank of {R}")
-    if call.disjoint and not is_disjoint([entries[start : start + K] for start in range(0, B * K, K)]):
+    last, disjoint = _last_and_disjoint(tuple(entries), K)
+    if last >= R:
+        raise ValueError(f"references names image {last} of a bank of {R}")
+    if call.disjoint and not disjoint:
         raise ValueError("disjoint=True, but an image of the table both has a reference and is one")
+
+
+@functools.lru_cache(64)  # a pipeline has a few tables and thousands of calls
+def _last_and_disjoint(entries: tuple[int, ...], K: int) -> tuple[int, bool]:
+    rows = [entries[start : start + K] for start in range(0, len(entries), K)]
+    return max(entries, default=-1), is_disjoint(rows)
 
 
 def _check_values(call: Call) -> None:
     """What was said about the table, where the host can read it."""
     if call.references.device.type != "cpu" or not (call.disjoint or call.table):
         return
-    entries = call.references.flatten().tolist()
+    held = [image for row in call.references.tolist() for image in row]
     if call.table is None:
-        _check_entries(call, entries)
-    elif entries != list(call.table):
-        raise ValueError(f"table must hold the entries of references, {entries}, got {list(call.table)}")
+        _check_entries(call, held)
+    elif held != list(call.table):
+        raise ValueError(f"table must hold the entries of references, {held}, got {list(call.table)}")
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
