@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from negengine import ops
-    from negengine.diffusers import Status, apply, remove, status
+    from negengine.diffusers.apply import apply, remove, status
+    from negengine.diffusers.report import Status
     from negengine.methods import NegToMe, ReferenceImage
 
 __version__ = "0.1.0"
