@@ -202,7 +202,8 @@ def target_of(architecture: str) -> GPUTarget:
     return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
 
-def compiled(variant: Variant) -> Compiled:
+def assembled(variant: Variant) -> triton.compiler.CompiledKernel:
+    """Compiled with the options with which it is launched."""
     kernel = KERNELS[variant.kernel]
     types = _signature(variant)
     aligned = [["tt.divisibility", 16]]
@@ -210,9 +211,13 @@ def compiled(variant: Variant) -> Compiled:
     attributes = {(i,): aligned for i, yes in enumerate(specialized) if yes}
     source = ASTSource(kernel, types, variant.settings, attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    if variant.kernel == "merge" and not variant.architecture.startswith("gfx"):
-        options["enable_fp_fusion"] = False  # as launched
-    out = triton.compile(source, target=target_of(variant.architecture), options=options)
+    if variant.kernel == "merge":
+        options["enable_fp_fusion"] = False
+    return triton.compile(source, target=target_of(variant.architecture), options=options)
+
+
+def compiled(variant: Variant) -> Compiled:
+    out = assembled(variant)
     if variant.architecture.startswith("gfx"):
         return _read_amd(out)
     return _read_nvidia(out, variant.architecture)

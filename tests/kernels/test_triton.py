@@ -477,6 +477,41 @@ def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
     assert len(measured) == count
 
 
+@pytest.mark.parametrize(
+    "error", [launch.triton.runtime.errors.OutOfResources(300000, 232448, "shared memory"), RuntimeError("ptxas failed")], ids=repr
+)
+def test_tuning_leaves_out_what_does_not_run_and_says_so(error, monkeypatch, caplog):
+    def broken(call, **_):
+        raise error
+
+    monkeypatch.setattr(launch.triton.testing, "do_bench", broken)
+    assert launch.milliseconds(lambda: None) == float("inf")
+    assert str(error) in caplog.text
+
+
+def test_tuning_does_not_hide_a_full_device(monkeypatch):
+    def full(call, **_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(launch.triton.testing, "do_bench", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        launch.milliseconds(lambda: None)
+
+
+@RUNS
+def test_the_merge_is_launched_without_fused_products(monkeypatch):
+    options = []
+
+    class Watched:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: options.append(constants)
+
+    monkeypatch.setattr(launch, "merge_kernel", Watched())
+    x, table = batch(), table_of([[-1], [0], [0]])
+    ops.negtome_(x, table, 0.9, 0.3, backend="triton")
+    assert options[0]["enable_fp_fusion"] is False
+
+
 @RUNS
 def test_what_it_refuses():
     with pytest.raises(RuntimeError, match=r"triton: takes float16, bfloat16 and float32, not torch.float64"):

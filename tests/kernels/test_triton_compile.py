@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_no_size_is_a_constant(kernel):
     sizes = [p for p in function.params if not p.is_constexpr and p.name not in pointers]
     assert sizes
     assert all(p.do_not_specialize for p in sizes)
+
+
+def test_the_merge_rounds_as_written_and_waits_for_no_counter():
+    """Products are not fused with sums, as the other backends do not either; counters need no order among memory accesses."""
+    merge = next(v for v in gates.variants("sm_90", False) if v.kernel == "merge" and v.dtype == "bf16")
+    ptx = gates.assembled(merge).asm["ptx"]
+    assert "fma.rn.f32" not in ptx
+    counters = [line for line in ptx.splitlines() if re.search(r"\b(atom|red)\.", line)]
+    assert counters
+    assert all("relaxed" in line for line in counters)
 
 
 def test_the_table_in_the_docs_is_of_these_kernels():
