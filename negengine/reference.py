@@ -76,7 +76,7 @@ def negtome(
     matching: str = "paper",
     keep: Tensor | None = None,
 ) -> Tensor:
-    """NegToMe of one image against one set of reference tokens (spec, equation for ``y_i``).
+    """NegToMe of one image against one set of reference tokens (algorithm 1 of the paper).
 
     Args:
         x: source tokens ``[T, D]``.

@@ -10,7 +10,7 @@ from negengine import compat, models
 
 
 def published(x, alpha, threshold, keep=None, pairs=None):
-    """The release's rule for a batch, one image at a time, as spec.md states it."""
+    """The release's rule for a batch, one image at a time, as the published code applies it."""
     unit = torch.nn.functional.normalize(x, dim=-1)
     out = []
     for n in range(len(x)):

@@ -14,7 +14,11 @@ from negengine.environment import machine, versions
 from negengine.kernels.cpu import library
 from negengine.ops import cpu, registry
 
-DELTAS = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of the cosine of the chosen token, spec section 1
+DELTAS = {
+    torch.float32: 1e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1e-2,
+}  # by how much the chosen token may be less similar than the best
 
 
 def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0) -> None:

@@ -59,7 +59,7 @@ class ReferenceImage:
 
 @dataclass(frozen=True, kw_only=True)
 class NegToMe:
-    """What NegToMe does, where and when. ``None`` takes the default of the model family (spec section 1).
+    """What NegToMe does, where and when. ``None`` takes the default of the model family.
 
     Args:
         alpha: how far a token is pushed away from its match: ``y = (1 + alpha) x - alpha r``; negative pulls towards it.

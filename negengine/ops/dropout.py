@@ -23,7 +23,7 @@ def keep_tokens(rows: int, tokens: int, dropout: float, seed: Tensor, stream: in
     """Bool ``[rows, tokens]`` on ``seed``'s device, each false with probability ``dropout``.
 
     Args:
-        rows: images. tokens: tokens an image. dropout: in ``[0, 1)``.
+        rows: images. tokens: per image. dropout: in ``[0, 1)``.
         seed: int64, one element; varies by step.
         stream: varies by block.
     """

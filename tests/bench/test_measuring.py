@@ -78,7 +78,7 @@ def test_inputs_open_the_gate_as_they_say(gate, low, high):
 
 def test_the_floor_is_search_and_merge():
     shape, dtype = SHAPES["flux-1024"], torch.bfloat16
-    assert shape.merge_bytes(dtype, 1.0) == pytest.approx(176e6, rel=0.01)  # performance.md
+    assert shape.merge_bytes(dtype, 1.0) == pytest.approx(176e6, rel=0.01)
     assert shape.merge_bytes(dtype, 0.0) == 0
     found = floor(shape, dtype, "bf16", 1.0, Ceilings({"bf16": 790e3}, 4.3e12))
     assert found.search == pytest.approx(0.39e-3, rel=0.01)

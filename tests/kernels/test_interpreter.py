@@ -13,25 +13,27 @@ import torch
 
 pytest.importorskip("triton")
 
-from negengine.kernels.triton import norms
+from negengine.kernels.triton import rows
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))"
 OPERATORS = "triton-cpu and (not opcheck or (plain and float32-auto))"
 RUNS = {  # files, and which of their tests
     "kernels": (["tests/kernels/test_triton.py"], "test"),
+    "codes": (["tests/kernels/test_triton_codes.py"], "test"),
     "contract": (["tests/ops/test_contract.py"], CONTRACT),
     "operators": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"], OPERATORS),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
 # run, which of its tests, examples of each property
 GUARDS = [(name, "not exhaustive", 2) for name in RUNS]
-EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (("kernels", "exhaustive", 6), ("contract", "", 6))]
+RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "exhaustive", 6), ("contract", "", 6))
+EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WHOLE]
 
 
 @pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU")
-@pytest.mark.skipif(norms.INTERPRETED.value, reason="this is such a run")
+@pytest.mark.skipif(rows.INTERPRETED.value, reason="this is such a run")
 @pytest.mark.parametrize("name, which, examples", [*GUARDS, *EXHAUSTIVE])
 def test_under_the_interpreter(name, which, examples):
     files, chosen = RUNS[name]

@@ -1,4 +1,4 @@
-"""The numeric contract of a backend (spec section 1) as data to try and checks to pass.
+"""The numeric contract of a backend as data to try and checks to pass.
 
 The oracle here is written apart from ``negengine.reference``: elementwise float64, no matrix product. A new backend is
 covered as soon as it is registered; its own tests may call the checks with other data.

@@ -252,7 +252,7 @@ def test_a_full_or_exclusive_device(child, folder):
 # --- where no child can be run -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executable", ["", None, "/usr/bin/uwsgi", "/opt/blender"])
+@pytest.mark.parametrize("executable", ["", None, "/usr/bin/uwsgi", "/usr/bin/blender"])
 def test_a_program_that_is_no_interpreter(monkeypatch, executable, tmp_path):
     monkeypatch.setattr(sys, "executable", executable)
     assert "which is not a Python interpreter" in verify().reason

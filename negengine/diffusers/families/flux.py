@@ -12,7 +12,7 @@ from negengine.diffusers.families import Family, Grid, Site
 
 
 def sites(transformer: Any) -> Iterator[Site]:
-    """Joint blocks before their output projection, single blocks at the attention's output (spec, table of places)."""
+    """Joint blocks before their output projection, single blocks at the attention's output, as in the published code."""
     for i in range(transformer.config.num_layers):
         name = f"transformer_blocks.{i}"
         yield Site(name, f"{name}.attn.to_out.0", "input")
