@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 DTYPES = ("fp16", "bf16", "fp32")
 CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton-resources.md"
-MOST_SPILLED = 64  # bytes that the memory-bound kernels may spill to fit one more block per multiprocessor
+MOST_SPILLED = {"match": 16, "norms": 80, "merge": 80}  # bytes, where ptxas would rather spill than fit one block less
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32",
@@ -281,7 +281,7 @@ def expected(variant: Variant) -> str:
 def complaints(variant: Variant, result: Compiled) -> list[str]:
     """What is wrong with a compilation."""
     found = []
-    if result.needed or result.spilled > (0 if variant.kernel == "match" else MOST_SPILLED):
+    if result.needed or result.spilled > MOST_SPILLED[variant.kernel]:
         found.append(f"spills {result.spilled} bytes")
     if result.shared > tuning.ARCHITECTURES[variant.architecture].shared:
         found.append(f"takes {result.shared} bytes of shared memory")
