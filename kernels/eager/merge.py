@@ -70,7 +70,6 @@ def push(call: Call, cosine: Tensor, index: Tensor) -> None:
         chosen = [bank[:, :, c][tuple(place[:, t] for place in places[i.start])] for i, t, c in together]
         for (i, t, c), r in zip(together, chosen, strict=True):
             _extrapolate(x[i, t, c], r, one_plus[i], minus[i], gates[i.start][:, t, None], y[i, t, c])
-        del chosen, r  # before the next are made
 
 
 def _extrapolate(x: Tensor, r: Tensor, one_plus: Tensor, minus: Tensor, gate: Tensor, y: Tensor) -> None:
