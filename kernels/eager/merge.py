@@ -83,7 +83,8 @@ def _count(call: Call, gates: dict[int, Tensor]) -> None:
         call.stats[0].add_(gate.sum())
     T = call.x.shape[1]
     if call.entries() is None:
-        call.stats[1].add_((call.references >= 0).any(1).sum() * T)
+        named = (call.references >= 0) & (call.references < len(call.bank))
+        call.stats[1].add_(named.any(1).sum() * T)
     else:
         call.stats[1].add_(sum(len(gate) for gate in gates.values()) * T)
     call.stats[2].add_(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,6 +14,7 @@ Product = Callable[[Tensor, Tensor, Tensor], None]
 """``(a [G, T, D], b [G, D, M], out [G, T, M]) -> None``: 16-bit factors, float32 sums and results."""
 
 DTYPES = (torch.float16, torch.bfloat16)
+OLDEST = (8, 0)  # compute capability; before it, matrix units have no bfloat16
 
 
 def batched(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -26,24 +28,46 @@ def widening(device_type: str, dtype: torch.dtype) -> Product | None:
     PyTorch has it for 16-bit tensors on CUDA. ROCm goes the float32 way: matrix units of some AMD devices flush subnormal 16-bit
     factors, which rows of float16 below 6e-5 consist of.
     """
-    there = "dtype_out" in torch.ops.aten.bmm.overloads()
-    return batched if there and device_type == "cuda" and dtype in DTYPES and torch.version.hip is None else None
+    there = "dtype_out" in torch.ops.aten.bmm.overloads() and device_type == "cuda" and torch.version.hip is None
+    if not there or dtype not in DTYPES or (torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST):
+        return None
+    return batched
+
+
+class _Precision:
+    """PyTorch's settings of how products are formed; of several threads the first changes them and the last puts them back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.before: tuple[str, str, bool] = ("none", "none", False)
+
+    def strict(self) -> None:
+        cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        with self.lock:
+            if self.inside == 0:
+                self.before = cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_accumulation
+                cuda.fp32_precision = cpu.fp32_precision = "ieee"
+                cuda.allow_fp16_accumulation = False
+            self.inside += 1
+
+    def as_before(self) -> None:
+        cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                cuda.fp32_precision, cpu.fp32_precision, cuda.allow_fp16_accumulation = self.before
+
+
+_precision = _Precision()
 
 
 @contextlib.contextmanager
 def as_written(device: torch.device) -> Iterator[None]:
     """Products in the dtype of their operands, sums in float32: no autocast, no TF32, no bfloat16 or float16 in place of it."""
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [setting.fp32_precision for setting in settings]
-    narrow = torch.backends.cuda.matmul.allow_fp16_accumulation
+    casts = torch.amp.is_autocast_available(device.type)
+    _precision.strict()
     try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        torch.backends.cuda.matmul.allow_fp16_accumulation = False
-        casts = torch.amp.is_autocast_available(device.type)
         with torch.autocast(device.type, enabled=False) if casts else contextlib.nullcontext():
             yield
     finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision
-        torch.backends.cuda.matmul.allow_fp16_accumulation = narrow
+        _precision.as_before()

@@ -45,7 +45,6 @@ def fill(work: Work, splits: int) -> float:
     return work.row_tiles * work.key_tiles / (work.programs * longest(work, splits))
 
 
-@functools.lru_cache(maxsize=4096)
 def best_splits(work: Work, least: int, most: int) -> int:
     """Into how many parts the keys are divided, ``least`` to ``most``: the fewest with which the longest program is shortest.
 

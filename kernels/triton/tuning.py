@@ -18,6 +18,7 @@ from negengine.kernels.triton.occupancy import Work, best_splits, longest
 KIB, MIB = 1024, 1024**2
 WORKSPACE = 2 * MIB  # bytes of candidates, at most
 CROWD = 4  # parts of the keys in a quantised search
+MOST_SPLITS = 32  # that are simulated: with more, a first call would wait for the simulation
 WAVES = 4  # units of work per program that runs at once, where a compiled graph must hold for every size
 REDUCTION = 160  # channels whose multiplication takes as long as reducing a tile: instructions counted, on sm_90
 
@@ -224,16 +225,21 @@ def work(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize
 def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool = True) -> MatchConfig:
     """The configuration of the search that should be done first.
 
-    A program's time is counted in channels of a tile: those that are multiplied, slower where the tile is small for the cache's
-    bandwidth, and those that its reduction costs, unless a second program on the same processor multiplies meanwhile. This is a
-    prediction, not yet measured.
-
     Args:
         descriptors: whether the caller can pass any.
     """
-    known = known_configs(itemsize, architecture, aligned, descriptors)
     if not concrete(shape):  # a compiled graph for every size: comparisons would tie it to one
-        return known[0]
+        return known_configs(itemsize, architecture, aligned, descriptors)[0]
+    return _cheapest(shape, itemsize, architecture, aligned, descriptors)
+
+
+@functools.lru_cache(maxsize=4096)  # 60 microseconds each, which every call would take again
+def _cheapest(shape: Shape, itemsize: int, architecture: Architecture, aligned: bool, descriptors: bool) -> MatchConfig:
+    """By the time of the longest program, in channels of a tile, predicted and not yet measured.
+
+    Channels are multiplied, slower where the tile is small for the cache's bandwidth; to them comes what the tile's reduction
+    costs, unless a second program on the same processor multiplies meanwhile.
+    """
 
     def cost(config: MatchConfig) -> float:
         programs, area = config.resident(itemsize, architecture), config.block_m * config.block_n
@@ -241,7 +247,7 @@ def match_config(shape: Shape, itemsize: int, architecture: Architecture, aligne
         hungry = max(1.0, architecture.appetite * (1 / config.block_m + 1 / config.block_n))
         return rounds * area * (programs * shape.D * hungry + (REDUCTION if programs == 1 else 0))
 
-    return min(known, key=cost)
+    return min(known_configs(itemsize, architecture, aligned, descriptors), key=cost)
 
 
 def concrete(shape: Shape) -> bool:
@@ -256,15 +262,23 @@ def splits(shape: Shape, config: MatchConfig, architecture: Architecture, itemsi
     parts, so there are ``CROWD`` of them whatever the device and the memory: the same input gives the same bits.
     """
     key_tiles = -(-shape.M // config.block_n)
-    affordable = WORKSPACE // (8 * slots * shape.B * shape.T)
     if slots > 1:
         return min(CROWD, key_tiles)
-    most = max(1, min(affordable, key_tiles))
     if concrete(shape):
-        tiles = work(shape, config, architecture, itemsize)
-        active = tiles.programs * config.block_m * shape.D * itemsize  # bytes of rows, if every program had a row tile of its own
-        return best_splits(tiles, min(most, -(-active // (architecture.cache * 6 // 10))), most)
-    return max(1, min(-(-WAVES * architecture.processors // (shape.images * -(-shape.T // config.block_m))), most))
+        return _simulated(shape, config, architecture, itemsize)
+    wanted = -(-WAVES * architecture.processors // (shape.images * -(-shape.T // config.block_m)))
+    return max(1, min(wanted, _most_splits(shape, key_tiles)))
+
+
+def _most_splits(shape: Shape, key_tiles: int) -> int:
+    return max(1, min(WORKSPACE // (8 * shape.B * shape.T), key_tiles, MOST_SPLITS))
+
+
+@functools.lru_cache(maxsize=4096)
+def _simulated(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int) -> int:
+    tiles, most = work(shape, config, architecture, itemsize), _most_splits(shape, -(-shape.M // config.block_n))
+    active = tiles.programs * config.block_m * shape.D * itemsize  # bytes of rows, if every program had a row tile of its own
+    return best_splits(tiles, min(most, -(-active // (architecture.cache * 6 // 10))), most)
 
 
 def programs(shape: Shape, config: MatchConfig, architecture: Architecture, itemsize: int, parts: int) -> int:
@@ -308,9 +322,9 @@ def candidates(itemsize: int, architecture: Architecture, aligned: bool) -> list
             config = dataclasses.replace(base, num_stages=max(stages, 1), group=group)
             found.append(config)
             if config.descriptors:
-                found.append(dataclasses.replace(config, flatten=not config.flatten))
+                found.append(dataclasses.replace(config, flatten=False))
                 if architecture.name == "sm_100" and config.block_m == 128:  # at 256 rows it spills
-                    found.append(dataclasses.replace(config, specialize=True))
+                    found.append(dataclasses.replace(config, specialize=True, flatten=False))
     return list(dict.fromkeys(found))
 
 

@@ -8,6 +8,7 @@ all others, the previous ones, both halves of classifier-free guidance, several 
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -362,23 +363,41 @@ _LIBRARY.impl("negtome_", _negtome_inplace_impl, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("negengine::match")
 def _match_fake(*args):  # type: ignore[no-untyped-def]
-    call, _ = _match(*args)
+    call, backend = _match(*args)
+    _name_choice(call, backend)
     tokens = call.x.shape[:2]
     return call.x.new_empty(tokens, dtype=torch.float32), call.x.new_empty(tokens, dtype=torch.int32)
 
 
 @torch.library.register_fake("negengine::negtome")
 def _negtome_fake(*args):  # type: ignore[no-untyped-def]
-    call, _ = _negtome(*args)
+    call, backend = _negtome(*args)
+    _name_choice(call, backend)
     return call.x.new_empty(call.x.shape)
 
 
 @torch.library.register_fake("negengine::negtome_")
 def _negtome_inplace_fake(*args):  # type: ignore[no-untyped-def]
-    _negtome_(*args)
+    _name_choice(*_negtome_(*args))
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------
+
+
+_CHOICE = re.compile(r"\[negengine[^]]*\]")
+
+
+def _name_choice(call: Call, backend: str | None) -> None:
+    """Make the chosen backend part of the name under which torch keeps compiled graphs on disk.
+
+    There a graph is found by its operators, before they open into the kernels of a backend: without this, a graph of another
+    version of the kernels, or of a backend that has been found wrong since, would be taken for this one.
+    """
+    from torch.compiler import config
+
+    chosen, _ = registry.find(backend, call.x.device, call.x.dtype, call.search, call)
+    name = "" if chosen is None else f"[negengine {chosen.name} {chosen.fingerprint()}]"
+    config.cache_key_tag = _CHOICE.sub("", config.cache_key_tag) + name
 
 
 def _show_inside(name: str, record: Callable[..., tuple[Call, str | None]]) -> None:

@@ -29,6 +29,7 @@ class Backend:
         match: searches only; returns cosine ``[B, T]`` and index int32 ``[B, T]``.
         run: the whole call; writes ``call.y`` and adds to ``call.stats``.
         defers: None if this backend should be chosen by itself for the call, else why the next one that can run it should be.
+        fingerprint: of the sources that ``traced`` opens into.
         traced: name of an operator -> what a compiled graph shows in its place, by the same arguments but ``backend``; operators
             that are not here stay as they are, opaque.
     """
@@ -39,6 +40,7 @@ class Backend:
     match: Callable[[Call], tuple[Tensor, Tensor]]
     run: Callable[[Call], None]
     defers: Callable[[Call], str | None] = never
+    fingerprint: Callable[[], str] = lambda: ""
     traced: Mapping[str, Callable[..., object]] = field(default_factory=dict)
 
 

@@ -166,6 +166,7 @@ register_backend(
         match=_match,
         run=_run,
         defers=verdicts.defers,
+        fingerprint=verdicts.fingerprint,
         # the interpreter runs kernels, it cannot record them
         traced={} if _interpreted() else {"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
     )

@@ -24,7 +24,12 @@ class Row:
     tile: str
     splits: int
     fill: float
-    reason: str  # why it is not more; empty where it is enough
+    best: float  # that any of the device's tiles reaches with any number of splits
+
+    @property
+    def reason(self) -> str:
+        """Why the fill is not more; empty where it is enough."""
+        return "" if self.fill >= ENOUGH else "few tiles" if self.best < ENOUGH else "slow tiles"
 
 
 def rows(name: str, processors: int) -> Iterator[Row]:
@@ -36,18 +41,12 @@ def rows(name: str, processors: int) -> Iterator[Row]:
         config = tuning.match_config(call, 2, device, True)
         splits = tuning.splits(call, config, device, 2)
         fill = occupancy.fill(tuning.work(call, config, device, 2), splits)
-        yield Row(images, f"{config.block_m} x {config.block_n}", splits, fill, "" if fill >= ENOUGH else reason(call, device))
+        yield Row(images, f"{config.block_m} x {config.block_n}", splits, fill, best(call, device))
 
 
-def reason(call: tuning.Shape, device: tuning.Architecture) -> str:
-    best = {}
-    for config in tuning.known_configs(2, device, True):
-        work = tuning.work(call, config, device, 2)
-        best[config] = max(occupancy.fill(work, splits) for splits in range(1, work.key_tiles + 1))
-    config = max(best, key=best.__getitem__)
-    if best[config] < ENOUGH:
-        return "few tiles"
-    return "slow tiles"
+def best(call: tuning.Shape, device: tuning.Architecture) -> float:
+    works = [tuning.work(call, config, device, 2) for config in tuning.known_configs(2, device, True)]
+    return max(occupancy.fill(work, splits) for work in works for splits in range(1, work.key_tiles + 1))
 
 
 def table() -> str:

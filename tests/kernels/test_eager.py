@@ -4,6 +4,7 @@ import pytest
 import torch
 from negengine.kernels.call import Call
 from negengine.kernels.eager import match as kernel
+from negengine.kernels.eager import product
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from negengine import ops
@@ -97,3 +98,20 @@ def test_rows_that_are_not_finite_become_zeros():
     unit, finite = kernel.unit_rows(torch.tensor([[1, torch.nan], [torch.inf, 1], [3, 4]]), torch.float32)
     assert finite.tolist() == [False, False, True]
     torch.testing.assert_close(unit, torch.tensor([[0, 0], [0, 0], [0.6, 0.8]]))
+
+
+def test_overlapping_calls_put_the_users_precision_back():
+    """Of two threads the first to begin need not be the first to end."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        first, second = (product.as_written(torch.device("cpu")) for _ in range(2))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert matmul.fp32_precision == "ieee"  # the second still computes
+        second.__exit__(None, None, None)
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before

@@ -71,12 +71,19 @@ def test_a_graph_for_every_size_asks_nothing_of_its_sizes():
     assert not env.guards
 
 
-@pytest.mark.parametrize("processors", [108, 132, 148])
+SLOWER = {  # where smaller tiles would keep the processors busier, and are predicted to take longer all the same
+    ("sdxl-64", 148): [2],
+    ("flux-768", 148): [4, 5],
+    ("flux-1024", 148): [2],
+}
+
+
+@pytest.mark.parametrize("processors", fills.DEVICES)
 @pytest.mark.parametrize("name", fills.SHAPES)
 def test_processors_are_kept_busy(name, processors):
-    """Nine tenths of their time, but where the table of docs/kernels-triton.md says why it cannot be."""
-    for row in fills.rows(name, processors):
-        assert row.fill >= 0.9 or row.reason, row
+    """Nine tenths of their time, wherever there are tiles enough for that; exceptions are listed one by one."""
+    below = {row.images: row for row in fills.rows(name, processors) if row.fill < 0.9}
+    assert [n for n, row in below.items() if row.best >= 0.9] == SLOWER.get((name, processors), [])
 
 
 def test_the_table_of_fills_in_the_docs():

@@ -23,7 +23,7 @@ def broken(monkeypatch):
     """Registers the torch backend, changed: ``match(call, cosine, index)`` and ``run(call, before)`` come after its own."""
     torch_backend = registry._BACKENDS["torch"]
 
-    def add(match=lambda call, cosine, index: None, run=lambda call, before: None):
+    def add(match=lambda call, cosine, index: None, run=lambda call, before: None, into_new_memory=False):
         def matched(call):
             found = torch_backend.match(call)
             return match(call, *found) or found
@@ -31,7 +31,8 @@ def broken(monkeypatch):
         def ran(call):
             before = call.x.clone()
             torch_backend.run(call)
-            run(call, before)
+            if into_new_memory == (call.y is not call.x):
+                run(call, before)
 
         changed = dataclasses.replace(torch_backend, name="broken", match=matched, run=ran)
         monkeypatch.setattr(registry, "_BACKENDS", registry._BACKENDS | {"broken": changed})
@@ -54,6 +55,17 @@ def test_right_backends_pass(backend, matching, dtype):
     device = [CPU, dtype, "auto", matching]
     assert prove.computed_witness("n", backend, *device) == prove.witness("n", matching)
     assert prove.witness("n", matching) != prove.witness("m", matching)
+
+
+def test_new_memory_is_tried_too(broken):
+    broken(run=lambda call, before: call.y.add_(1), into_new_memory=True)
+    assert set(faults("broken").values()) == {"into new memory, the result is another one"}
+
+
+def test_a_full_card_blames_no_kernel():
+    for text in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDA error: out of memory"):
+        assert not prove.blames_kernels(RuntimeError(text))
+    assert prove.blames_kernels(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def wrong_row(call, cosine, index):
