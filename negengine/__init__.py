@@ -14,7 +14,7 @@ __all__ = ["NegToMe", "ReferenceImage", "Status", "__version__", "apply", "ops",
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
 _MODULES = ("diffusers", "methods", "ops", "reference")
-_HOMES = dict.fromkeys(("Status", "apply", "remove", "status"), "diffusers")
+_HOMES = {"Status": "diffusers.report"} | dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
 _HOMES |= dict.fromkeys(("NegToMe", "ReferenceImage"), "methods")
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists

@@ -277,7 +277,7 @@ def test_a_call_takes_no_more_memory_than_promised():
             x, r = torch.randn(1, 60, 3072).to(dtype), torch.randn(1, 4096, 3072).to(dtype)
             cosine, index = torch.empty(1, 60), torch.empty(1, 60, dtype=torch.int32)
             table = torch.zeros(1, 1, dtype=torch.int32)
-            problem = cpu._problem(x, r, table, None, "paper", search)
+            problem = cpu._problem(Call(x, r, table, None, "paper", search), x, r)
             problem.threads = 2
             assert library.library().negengine_match(space.handle, ctypes.byref(problem), cosine.data_ptr(), index.data_ptr()) == 0
             assert space.peak <= bound * 1_000_000, (search, space.peak)
@@ -383,7 +383,7 @@ def test_wrong_arguments_give_codes():
 
     def status(references=(0, 1), **changes):
         table = torch.tensor(references, dtype=torch.int32)[:, None]
-        problem = cpu._problem(x, bank, table, None, "paper", "auto")
+        problem = cpu._problem(Call(x, bank, table, None, "paper", "auto"), x, bank)
         for name, value in changes.items():
             setattr(problem, name, value)
         return c.negengine_match(space.handle, ctypes.byref(problem), cosine.data_ptr(), index.data_ptr())
@@ -408,7 +408,7 @@ def test_wrong_arguments_give_codes():
     assert c.negengine_match(None, None, None, None) == ERROR_ARGUMENT
     assert c.negengine_match(space.handle, None, None, None) == ERROR_ARGUMENT
     table = torch.tensor([[0], [-1]], dtype=torch.int32)
-    problem = cpu._problem(x, bank, table, None, "paper", "auto")
+    problem = cpu._problem(Call(x, bank, table, None, "paper", "auto"), x, bank)
     gate, alpha, y = torch.ones(2, 5, dtype=torch.bool), torch.ones(2, dtype=torch.float64), torch.empty_like(x)
     for wrong in (7, -1, 0):  # 0: in the image that has no reference
         pointers = (torch.full((2, 5), wrong, dtype=torch.int32).data_ptr(), gate.data_ptr(), alpha.data_ptr(), y.data_ptr())
@@ -417,7 +417,7 @@ def test_wrong_arguments_give_codes():
     before = x.clone()
     pointers = (index.data_ptr(), gate.data_ptr(), alpha.data_ptr(), x.data_ptr())
     table = table.abs()
-    problem = cpu._problem(x, bank, table, None, "paper", "auto")
+    problem = cpu._problem(Call(x, bank, table, None, "paper", "auto"), x, bank)
     for strides in ((8, 40), (40, 16), (-40, 8)):  # in place, but not where the tokens are
         assert c.negengine_merge(space.handle, ctypes.byref(problem), *pointers, *strides) == ERROR_ARGUMENT
         merge = cpu.MergeArguments(x.data_ptr(), alpha.data_ptr(), alpha.data_ptr(), None, None, *strides, 1, 0, 0, 0)

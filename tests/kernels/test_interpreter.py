@@ -17,15 +17,18 @@ from negengine.kernels.triton import rows
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))"
+# of that, what guards every change: the search and the whole call, in the dtypes that differ
+SOME = "triton-cpu and (((float32-exact or bfloat16-exact) and (test_match or in_place)) or (bfloat16-fp8 and test_match))"
 OPERATORS = "triton-cpu and (not opcheck or (plain and float32-auto))"
 RUNS = {  # files, and which of their tests
     "kernels": (["tests/kernels/test_triton.py"], "test"),
     "codes": (["tests/kernels/test_triton_codes.py"], "test"),
-    "contract": (["tests/ops/test_contract.py"], CONTRACT),
+    "some of the contract": (["tests/ops/test_contract.py"], SOME),
     "operators": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"], OPERATORS),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
 # run, which of its tests, examples of each property
+CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
 GUARDS = [(name, "not exhaustive", 2) for name in RUNS]
 RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "exhaustive", 6), ("contract", "", 6))
 EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WHOLE]
@@ -36,7 +39,7 @@ EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WH
 @pytest.mark.skipif(rows.INTERPRETED.value, reason="this is such a run")
 @pytest.mark.parametrize("name, which, examples", [*GUARDS, *EXHAUSTIVE])
 def test_under_the_interpreter(name, which, examples):
-    files, chosen = RUNS[name]
+    files, chosen = (RUNS | CONTRACTS)[name]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environment |= {"TRITON_INTERPRET": "1", "NEGENGINE_EXAMPLES": str(examples), "OMP_NUM_THREADS": "1"}
     options = ["-p", "no:cacheprovider", "-W", "ignore", "--durations=10", "-m", which, "-k", chosen]
