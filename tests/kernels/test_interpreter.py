@@ -30,7 +30,7 @@ RUNS = {  # files, and which of their tests
 # run, which of its tests, examples of each property
 CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
 GUARDS = [(name, "not exhaustive", 2) for name in RUNS]
-RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "exhaustive", 6), ("contract", "", 6))
+RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "exhaustive", 6), ("contract", "", 4))
 EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WHOLE]
 
 
