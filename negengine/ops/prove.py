@@ -304,6 +304,10 @@ def witness_rows(nonce: str, matching: str) -> tuple[list[list[int]], list[int],
     return rows, order, order if matching == "paper" else [order.index(token) for token in range(TOKENS)]
 
 
+def _digest(values: Sequence[float]) -> str:
+    return hashlib.sha256(struct.pack(f"<{len(values)}f", *values)).hexdigest()
+
+
 def witness(nonce: str, matching: str) -> str:
     """The digest that a right call must leave, known without running any: every number in it is exact in every dtype.
 
@@ -312,7 +316,7 @@ def witness(nonce: str, matching: str) -> str:
     """
     rows, twice, matched = witness_rows(nonce, matching)
     y = [3 * a - 0.5 * b for i, j in zip(twice, matched, strict=True) for a, b in zip(rows[i], rows[j], strict=True)]
-    return hashlib.sha256(struct.pack(f"<{len(y)}f", *y)).hexdigest()
+    return _digest(y)
 
 
 def computed_witness(nonce: str, backend: str, device: torch.device, dtype: torch.dtype, search: str, matching: str) -> str:
@@ -323,7 +327,7 @@ def computed_witness(nonce: str, backend: str, device: torch.device, dtype: torc
     stats = torch.zeros(3, dtype=torch.int64, device=device)
     how: dict[str, Any] = {"matching": matching, "search": search, "backend": backend}
     y = negtome_(x, table, 0.5, 0.9, stats=stats, disjoint=True, **how)[1].float().flatten().tolist()
-    return hashlib.sha256(struct.pack(f"<{len(y)}f", *y)).hexdigest()
+    return _digest(y)
 
 
 # --- speed -------------------------------------------------------------------------------------------------------
