@@ -170,7 +170,8 @@ def execute(commands: Sequence[Sequence[str]], limit: float, environment: dict[s
 
     The lines of all go to ``log`` as they are printed, with the number of their command where there are several.
     """
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | environment
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    variables = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | environment
     if len(commands) > 1:
         variables["OMP_NUM_THREADS"] = "1"
     processes: list[subprocess.Popen[bytes]] = []

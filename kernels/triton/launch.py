@@ -259,7 +259,7 @@ def _merge(
     x, vector = roles.x, roles.vector
     y = x if roles.y is None else roles.y
     (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, x.shape[1]
-    config = tuning.merge_config(D, architecture(x.device), roles.quantised > 0, vector > 1)
+    config = tuning.merge_config(D, x.itemsize, architecture(x.device), roles.quantised > 0, vector > 1)
     row_tiles = triton.cdiv(T, config.rows)
     absent = roles.references  # some pointer, not read
     numbers = (call.mask, call.alpha, call.threshold, call.keep, call.stats, cosine, index)
@@ -275,16 +275,8 @@ def _merge(
         KEPT=call.keep is not None, COUNTED=call.stats is not None, KEYS_MOVE=roles.keys_move, BANK_MOVES=roles.bank_moves,
         CAREFUL=roles.quantised > 0 or x.dtype != torch.float16, QUANTISED=roles.quantised,
         VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, **_as_written(x),
+        num_warps=config.num_warps,
     )  # fmt: skip
-
-
-def _as_written(x: Tensor) -> dict[str, bool]:
-    """No multiplication fused with an addition: then the extrapolation has the bits of the other backends.
-
-    Graphs do not hand this option on; there the last bit may differ, within the contract.
-    """
-    return {} if traced(x) else {"enable_fp_fusion": False}
 
 
 def _updated(call: Call) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from negengine.kernels.triton.rows import INT8, multiply
+from negengine.kernels.triton.rows import INT8, multiply, rounded_product
 from negengine.kernels.triton.schedule import reference_count, reference_of, slot_of, updated_image, updated_images
 
 NONE = tl.constexpr(-1)
@@ -98,7 +98,7 @@ def fold(product, weight, start, offset, best, index, BLOCK_M: tl.constexpr, BLO
         return best, index
     else:
         column = start + tl.arange(0, BLOCK_N)
-        score = product * tl.load(weight + column)[None, :]
+        score = rounded_product(product, tl.load(weight + column)[None, :])
         lane_top, lane_at = lane_maxima(score, BLOCK_M, BLOCK_N)
         top = tl.max(lane_top, 1)
         at = tl.min(tl.where(lane_top == top[:, None], lane_at, 2147483647), 1)
@@ -111,7 +111,8 @@ def lane_maxima(score, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The greatest score of each row and lane ``[BLOCK_M, LANES]``, and the lowest column that has it.
 
     No comparison but the maximum: one per score would wait for the last's predicate, 13 cycles on sm_90. What a score lacks to the
-    maximum, times a huge number, plus its place in the lane, is the place where it lacks nothing and huge elsewhere.
+    maximum, times a huge number, plus its place in the lane, is the place where it lacks nothing and huge elsewhere. Scores must be
+    rounded for that: against an unrounded product even the maximum would lack something.
     """
     DEPTH: tl.constexpr = BLOCK_N // LANES
     score = score.reshape(BLOCK_M, DEPTH, LANES)
@@ -237,8 +238,8 @@ def match_kernel(
 ):
     """Any grid ``(programs,)``: units of work, one per row tile and split of an image that has references, are dealt in turn."""
     D = D * VECTOR
-    query_b, query_t = query_b.to(tl.int64) * VECTOR, query_t.to(tl.int64) * VECTOR
-    key_b, key_t = key_b.to(tl.int64) * VECTOR, key_t.to(tl.int64) * VECTOR
+    query_b, query_t = tl.cast(query_b, tl.int64) * VECTOR, tl.cast(query_t, tl.int64) * VECTOR
+    key_b, key_t = tl.cast(key_b, tl.int64) * VECTOR, tl.cast(key_t, tl.int64) * VECTOR
     images, row_tiles, key_tiles = updated_images(schedule), tl.cdiv(T, BLOCK_M), tl.cdiv(M, BLOCK_N)
     units = images * row_tiles * splits
     program, programs = tl.program_id(0), tl.num_programs(0)

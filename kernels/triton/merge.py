@@ -7,7 +7,7 @@ import triton.language as tl
 from negengine.kernels.triton.exact import any_careful, corrected, cosine_of, key_row, products
 from negengine.kernels.triton.match import NONE
 from negengine.kernels.triton.rescore import CANDIDATES, rescored
-from negengine.kernels.triton.rows import LARGEST, is_finite, narrowed, rows_of, widened
+from negengine.kernels.triton.rows import LARGEST, is_finite, narrowed, rounded_product, rows_of, widened
 from negengine.kernels.triton.schedule import reference_count, updated_images
 
 
@@ -29,9 +29,15 @@ def combined(candidate_score, candidate_index, first, splits, T, exists, ROWS: t
 
 
 @triton.jit
-def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``(1 + alpha) x - alpha r`` to ``y`` where ``gate``; elsewhere ``x``, bit for bit, unless it is there already."""
+def pushed(x, r, alpha):
+    """``(1 + alpha) x - alpha r``, of float32 products rounded as they are in the other backends."""
     one_plus, minus = (1 + alpha).to(tl.float32), alpha.to(tl.float32)  # 1 + alpha in float64, as Python would
+    return narrowed(rounded_product(widened(x), one_plus) - rounded_product(widened(r), minus), x.dtype)
+
+
+@triton.jit
+def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D: tl.constexpr):
+    """:func:`pushed` to ``y`` where ``gate``; elsewhere ``x``, bit for bit, unless it is there already."""
     written = exists
     if IN_PLACE:
         written = gate & exists
@@ -40,8 +46,9 @@ def extrapolate(x, r, y, alpha, gate, exists, D, IN_PLACE: tl.constexpr, BLOCK_D
         column = (d < D)[None, :]
         before = tl.load(x[:, None] + d[None, :], mask=written[:, None] & column)
         other = tl.load(r[:, None] + d[None, :], mask=(gate & exists)[:, None] & column, other=0)
-        pushed = narrowed(one_plus * widened(before) - minus * widened(other), before.dtype)
-        tl.store(y[:, None] + d[None, :], tl.where(gate[:, None], pushed, before), mask=written[:, None] & column)
+        tl.store(
+            y[:, None] + d[None, :], tl.where(gate[:, None], pushed(before, other, alpha), before), mask=written[:, None] & column
+        )
 
 
 SPLITS = tl.constexpr(8)  # whose candidates are read at once
@@ -118,8 +125,8 @@ def merge_kernel(
     image, row = tl.program_id(0) // row_tiles, tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     exists = row < T
     D = D * VECTOR
-    x_b, x_t = x_b.to(tl.int64) * VECTOR, x_t.to(tl.int64) * VECTOR
-    bank_b, bank_t = bank_b.to(tl.int64) * VECTOR, bank_t.to(tl.int64) * VECTOR
+    x_b, x_t = tl.cast(x_b, tl.int64) * VECTOR, tl.cast(x_t, tl.int64) * VECTOR
+    bank_b, bank_t = tl.cast(bank_b, tl.int64) * VECTOR, tl.cast(bank_t, tl.int64) * VECTOR
     x_rows = x + image.to(tl.int64) * x_b + row.to(tl.int64) * x_t
     y_rows = y + image.to(tl.int64) * y_b * VECTOR + row.to(tl.int64) * y_t * VECTOR
     out = image.to(tl.int64) * T + row
@@ -151,7 +158,7 @@ def merge_kernel(
             RELEASE, KEYS_MOVE, ROWS,
         )  # fmt: skip
         total, product = products(query_rows, key_rows, exists, D, ROWS, BLOCK_D)
-        similarity = tl.where(chosen >= 0, cosine_of(total, product, factor), float("-inf"))
+        similarity = cosine_of(total, product, factor)
         finite = is_finite(total)
         if CAREFUL:
             everything = everything | (exists & ~(total <= LARGEST * LARGEST))
@@ -174,7 +181,7 @@ def merge_kernel(
             found = found & (allowed != 0)
         similarity = tl.where(found, similarity, float("-inf"))
         if MERGE:
-            gate = found & (similarity > tl.load(threshold).to(tl.float32))
+            gate = similarity > tl.load(threshold).to(tl.float32)  # `found &` again, and ptxas 12.8 merges rows without a match
             if KEPT:
                 gate = gate & (tl.load(keep + image.to(tl.int64) * keep_b + row.to(tl.int64) * keep_t, mask=exists, other=0) != 0)
             if COUNTED:

@@ -58,6 +58,12 @@ def multiply(a, b, product, PARTIAL: tl.constexpr = False):
 
 
 @triton.jit
+def rounded_product(a, b):
+    """``a * b``, rounded: of a plain product the compiler would round only what is later added to it or subtracted from it."""
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def is_finite(total):
     return (total == total) & (total < float("inf"))
 

@@ -288,23 +288,28 @@ def programs(shape: Shape, config: MatchConfig, architecture: Architecture, item
 
 
 def norms_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False) -> RowsConfig:
-    """Long pieces of few rows: each piece costs a reduction across lanes. By prediction 8 us at flux-1024, 17 in pieces of 256."""
+    """Few rows in long pieces, since each piece costs a reduction across lanes; of twelve settings the fastest on an H100."""
     if architecture == INTERPRETER:
         return RowsConfig(32, _block_d(D, 256), num_warps=4)
-    return RowsConfig(8, _block_d(D, 128), 4) if quantised else RowsConfig(4, _block_d(D, 2048 // itemsize), 4)
+    if quantised:
+        return RowsConfig(8, _block_d(D, 128), 4)
+    return RowsConfig(2, 2048 // itemsize, 2) if D > 1024 else RowsConfig(4, _block_d(D, 256), 4)
 
 
-def merge_config(D: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:
-    """Few rows in short pieces, which are read twice, the second time from the cache.
+def merge_config(D: int, itemsize: int, architecture: Architecture, quantised: bool = False, aligned: bool = True) -> RowsConfig:
+    """Few rows in pieces that are read twice, the second time from the cache; of 30 settings the fastest on an H100.
 
-    Whole rows in registers were compiled too: so few programs then fit a processor that they wait for memory, by prediction
-    120 instead of 46 us at flux-1024.
+    Whole rows in registers, read once, took 99 instead of 69 us at flux-1024: so few programs then fit a processor that they
+    wait for memory.
     """
     if architecture == INTERPRETER:
         return RowsConfig(32, _block_d(D, 256), num_warps=4, block_n=32, block_k=32)
-    # unaligned entries have an address each: 1028 bytes spilled at 256
-    most = 32 if not aligned else 128 if quantised else 256
-    return RowsConfig(8, _block_d(D, most), num_warps=4, block_n=16, block_k=16)
+    exact = {"block_n": 16, "block_k": 16}
+    if quantised or not aligned:  # unaligned entries have an address each: 1028 bytes spilled at 256
+        return RowsConfig(8, _block_d(D, 128 if aligned else 32), num_warps=4, **exact)
+    return (
+        RowsConfig(1, 2048 // itemsize, num_warps=1, **exact) if D > 1280 else RowsConfig(4, _block_d(D, 256), num_warps=2, **exact)
+    )
 
 
 def _block_d(D: int, most: int) -> int:

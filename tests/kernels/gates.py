@@ -29,6 +29,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 DTYPES = ("fp16", "bf16", "fp32")
+WIDTHS = (640, 3072)  # channels, of each a kind of rows configuration
 CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton-resources.md"
 MOST_SPILLED = {"match": 16, "norms": 80, "merge": 80}  # bytes, where ptxas would rather spill than fit one block less
@@ -129,12 +130,13 @@ def _rows_variants(architecture: str, dtype: str, aligned: bool, everything: boo
     """Of norms and merge; masks, dropped tokens and statistics are always there, as without them a kernel is lighter."""
     device, itemsize = tuning.ARCHITECTURES[architecture], 4 if dtype == "fp32" else 2
     vector = 16 // itemsize if aligned else 1
-    for release, search in itertools.product((False, True), [None, *_quantised_searches(device)]):
+    choices = itertools.product((False, True), [None, *_quantised_searches(device)], WIDTHS)
+    for release, search, channels in choices:
         if dtype == "fp16" and (search or not aligned):
             continue
         quantised = CODES[search][1] if search else 0
-        norms = tuning.norms_config(3072, itemsize, device, quantised > 0)
-        rows = tuning.merge_config(3072, device, quantised > 0, aligned)
+        norms = tuning.norms_config(channels, itemsize, device, quantised > 0)
+        rows = tuning.merge_config(channels, itemsize, device, quantised > 0, aligned)
         # whether the keys are images of x; what of them is overwritten
         kinds = [(False, 0), (False, 3), (True, 0), (True, 2), *([] if release else [(True, 1)])]
         # whether y is written, and is x; whether keys and bank are read from the snapshot
@@ -211,8 +213,6 @@ def assembled(variant: Variant) -> triton.compiler.CompiledKernel:
     attributes = {(i,): aligned for i, yes in enumerate(specialized) if yes}
     source = ASTSource(kernel, types, variant.settings, attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    if variant.kernel == "merge":
-        options["enable_fp_fusion"] = False
     return triton.compile(source, target=target_of(variant.architecture), options=options)
 
 

@@ -372,20 +372,6 @@ def test_tuning_does_not_hide_a_full_device(monkeypatch):
 
 
 @RUNS
-def test_the_merge_is_launched_without_fused_products(monkeypatch):
-    options = []
-
-    class Watched:
-        def __getitem__(self, grid):
-            return lambda *arguments, **constants: options.append(constants)
-
-    monkeypatch.setattr(launch, "merge_kernel", Watched())
-    x, table = batch(), table_of([[-1], [0], [0]])
-    ops.negtome_(x, table, 0.9, 0.3, backend="triton")
-    assert options[0]["enable_fp_fusion"] is False
-
-
-@RUNS
 def test_what_it_refuses():
     with pytest.raises(RuntimeError, match=r"triton: takes float16, bfloat16 and float32, not torch.float64"):
         ops.match(batch(torch.float64), batch(torch.float64)[0], backend="triton")
