@@ -41,9 +41,11 @@ def push(call: Call, cosine: Tensor, index: Tensor) -> None:
     """Gate, extrapolate into ``call.y`` and count, in chunks of a bounded size, where a library computes in mixed dtypes.
 
     Args:
-        cosine: ``[B, T]``; ``-inf`` or NaN where a token matches nothing. index: int ``[B, T]``. Neither is read for images that
-            have no reference, where the host knows which.
+        cosine: ``[B, T]``; ``-inf`` or NaN where a token matches nothing. index: ``[B, T]``; there ``-1`` in int32, in int64 any
+            that exists. Neither is read for images that have no reference, where the host knows which.
     """
+    if index.dtype == torch.int32:
+        index = index.long().clamp_min_(0)
     x, y, (B, T, D), limit = call.x, call.y, call.x.shape, entries(call.x.shape[2])
     updated = runs(call)
     gates = {images.start: cosine[images] > call.threshold for images in updated}
@@ -60,14 +62,17 @@ def push(call: Call, cosine: Tensor, index: Tensor) -> None:
     one_plus, minus = (x.new_empty(B, 1, 1, dtype=torch.promote_types(x.dtype, torch.float32)) for _ in range(2))
     torch.add(call.alpha[:, None, None], 1, out=one_plus)  # in float64: then float32 gives the bits of the published expression
     torch.mul(call.alpha[:, None, None], -1, out=minus)
-    places = {images.start: _places(call, index, images) for images in updated}
+    places = {images.start: _places(call, bank, index, images) for images in updated}
     if apart:
         blocks = [[(i, t, slice(D))] for i in updated for t in parts(T, limit // ((i.stop - i.start) * D))]
     else:  # channels do not mix: a block of them is read from all images before it is written to any
         rows = sum(images.stop - images.start for images in updated) * T
         blocks = [[(i, slice(T), c) for i in updated] for c in parts(D, max(limit // max(rows, 1), NARROWEST))]
     for together in blocks:
-        chosen = [bank[:, :, c][tuple(place[:, t] for place in places[i.start])] for i, t, c in together]
+        chosen = []
+        for i, t, c in together:
+            rows, place = places[i.start]
+            chosen.append(rows[:, c].index_select(0, place[:, t].flatten()).view(*place[:, t].shape, -1))
         for (i, t, c), r in zip(together, chosen, strict=True):
             _extrapolate(x[i, t, c], r, one_plus[i], minus[i], gates[i.start][:, t, None], y[i, t, c])
 
@@ -101,12 +106,24 @@ def _apart(call: Call) -> bool:
     return is_disjoint([table[start : start + K] for start in range(0, len(table), K)])
 
 
-def _places(call: Call, index: Tensor, images: slice) -> tuple[Tensor, Tensor]:
-    """Image of the bank and token of it, int64 ``[images, T]``, that each token of these images is pushed away from."""
-    (R, M), references, index = call.bank.shape[:2], call.references[images].long(), index[images].long()
-    if call.entries() is None:
+def _places(call: Call, bank: Tensor, index: Tensor, images: slice) -> tuple[Tensor, Tensor]:
+    """Rows ``[rows, D]`` and, int64 ``[images, T]``, which of them each token of these images is pushed away from."""
+    (R, M, _), K, table, index = bank.shape, call.references.shape[1], call.entries(), index[images]
+    named = None if table is None or K > 1 else set(table[images])
+    if named is not None and len(named) == 1:
+        return bank[named.pop()], index
+    references = call.references[images].long()
+    if table is None:
         references.clamp_(0, R - 1)
-    if references.shape[1] == 1:
-        return references.expand(index.shape), index
-    index = index.clamp_min(0)
-    return references.clamp_min(0).gather(1, index // M), index % M
+    if K > 1:
+        references, index = references.clamp_min(0).gather(1, index // M), index % M
+    rows, apart = _flat(bank)
+    return rows, torch.add(index, references, alpha=apart)
+
+
+def _flat(bank: Tensor) -> tuple[Tensor, int]:
+    """All rows of a bank as one matrix, and how many rows lie from one image to the next. A copy if no number of rows does."""
+    (R, M, D), (image, token, channel) = bank.shape, bank.stride()
+    if token == 0 or image % token:
+        return bank.reshape(R * M, D), M
+    return bank.as_strided(((R - 1) * (image // token) + M, D), (token, channel)), image // token

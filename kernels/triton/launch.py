@@ -16,6 +16,7 @@ from negengine.kernels.triton import norms, schedule, tuning
 from negengine.kernels.triton.match import CANDIDATES, match_kernel
 from negengine.kernels.triton.merge import merge_kernel
 from negengine.kernels.triton.norms import norms_kernel
+from negengine.kernels.triton.prepared import Prepared
 from negengine.kernels.triton.rows import FP8, INT8
 from torch import Tensor
 from torch.library import wrap_triton
@@ -197,23 +198,38 @@ def workspace(call: Call, roles: Roles) -> Workspace:
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
-def _launch(kernel: triton.JITFunction, x: Tensor) -> Any:
-    """The kernel, or its wrapper that a traced graph records."""
-    return wrap_triton(kernel) if traced(x) else kernel
+NORMS, MATCH, MERGE = Prepared(norms_kernel), Prepared(match_kernel), Prepared(merge_kernel)
+
+
+def _launch(
+    kernel: Prepared, programs: int, x: Tensor, pointers: tuple[Any, ...], sizes: tuple[int, ...], constants: dict[str, Any],
+    **options: int,
+) -> None:  # fmt: skip
+    """A launch, or its record in a traced graph."""
+    if traced(x):
+        wrap_triton(kernel.kernel)[(programs,)](*pointers, *sizes, **constants, **options)
+    else:
+        kernel.launch(programs, x, pointers, sizes, constants, **options)
 
 
 def _norms(call: Call, roles: Roles, space: Workspace) -> None:
     (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, roles.queries.shape[1]
     mask = call.mask
-    _launch(norms_kernel, roles.x)[(space.tiles * (len(roles.keys) + space.queries),)](
+    pointers = (
         roles.x, roles.bank, roles.references, roles.references if mask is None else mask,
         space.weight, space.inverse, space.apart, space.schedule, space.snapshot, space.moved,
         space.key_codes, space.query_codes, space.key_error, space.query_error, space.query_weight,
+    )  # fmt: skip
+    sizes = (
         *_strides(roles.x, roles.vector), *_strides(roles.bank, roles.vector), *((0, 0) if mask is None else mask.stride()),
         B, K, T, M, D // roles.vector, space.weight.shape[1], space.key_codes.shape[2], R, space.tiles,
-        RELEASE=roles.release, MASKED=mask is not None, OVERWRITTEN=roles.overwritten, QUANTISED=roles.quantised, OWN=roles.own,
-        VECTOR=roles.vector, ROWS=space.rows.rows, BLOCK_D=space.rows.block_d, num_warps=space.rows.num_warps,
     )  # fmt: skip
+    constants = {
+        "RELEASE": roles.release, "MASKED": mask is not None, "OVERWRITTEN": roles.overwritten, "QUANTISED": roles.quantised,
+        "OWN": roles.own, "VECTOR": roles.vector, "ROWS": space.rows.rows, "BLOCK_D": space.rows.block_d,
+    }  # fmt: skip
+    programs = space.tiles * (len(roles.keys) + space.queries)
+    _launch(NORMS, programs, roles.x, pointers, sizes, constants, num_warps=space.rows.num_warps)
 
 
 @dataclass(frozen=True)
@@ -237,16 +253,23 @@ def _match(call: Call, roles: Roles, space: Workspace) -> Candidates:
         splits = tuning.splits(shape, config, device, right.itemsize, slots)
         parts = (splits, slots) if quantised else (splits,)
         score, index = (x.new_empty(B, *parts, T, dtype=dtype) for dtype in (torch.float32, torch.int32))
-        _launch(match_kernel, x)[(tuning.programs(shape, config, device, right.itemsize, splits),)](
+        pointers = (
             _described(left, config.block_m, config), _described(right, config.block_n, config),
             space.apart, space.flags, space.schedule, space.weight, space.key_error, score, index,
+        )  # fmt: skip
+        sizes = (
             *_strides(left, pitch), *_strides(right, pitch),
             B, K, T, M, depth // pitch, space.weight.shape[1], splits, len(right), space.tiles,
-            RELEASE=roles.release, DESCRIPTORS=config.descriptors, EVEN_K=config.descriptors or bool(depth % config.block_k == 0),
-            VECTOR=pitch, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-            HALVINGS=config.halvings, FLATTEN=config.flatten, SPECIALIZE=config.specialize, QUANTISED=quantised,
-            PARTIAL=quantised == FP8.value and device.partial_sums, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
+        constants = {
+            "RELEASE": roles.release, "DESCRIPTORS": config.descriptors,
+            "EVEN_K": config.descriptors or bool(depth % config.block_k == 0), "VECTOR": pitch,
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": config.group,
+            "HALVINGS": config.halvings, "FLATTEN": config.flatten, "SPECIALIZE": config.specialize, "QUANTISED": quantised,
+            "PARTIAL": quantised == FP8.value and device.partial_sums,
+        }  # fmt: skip
+        programs = tuning.programs(shape, config, device, right.itemsize, splits)
+        _launch(MATCH, programs, x, pointers, sizes, constants, num_warps=config.num_warps, num_stages=config.num_stages)
         return Candidates(score, index, splits)
 
     kind = f"{call.search if quantised else str(x.dtype).removeprefix('torch.')} {call.matching}"
@@ -263,20 +286,24 @@ def _merge(
     row_tiles = triton.cdiv(T, config.rows)
     absent = roles.references  # some pointer, not read
     numbers = (call.mask, call.alpha, call.threshold, call.keep, call.stats, cosine, index)
-    _launch(merge_kernel, x)[(row_tiles * B,)](
+    pointers = (
         x, y, roles.bank, space.snapshot, space.moved, space.schedule, roles.references, space.inverse, space.flags,
         candidates.score, candidates.index, space.query_weight, space.query_error,
         *(absent if t is None else t for t in numbers),
+    )  # fmt: skip
+    sizes = (
         *(n for t in (x, y, roles.bank) for n in _strides(t, vector)),
         *(n for t in (call.mask, call.keep) for n in ((0, 0) if t is None else t.stride())),
         0 if call.alpha is None else call.alpha.stride(0),
         B, K, T, M, D // vector, R, space.weight.shape[1], candidates.splits, row_tiles,
-        RELEASE=roles.release, MERGE=call.alpha is not None, IN_PLACE=roles.in_place, MASKED=call.mask is not None,
-        KEPT=call.keep is not None, COUNTED=call.stats is not None, KEYS_MOVE=roles.keys_move, BANK_MOVES=roles.bank_moves,
-        CAREFUL=roles.quantised > 0 or x.dtype != torch.float16, QUANTISED=roles.quantised,
-        VECTOR=vector, ROWS=config.rows, BLOCK_D=config.block_d, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        num_warps=config.num_warps,
     )  # fmt: skip
+    constants = {
+        "RELEASE": roles.release, "MERGE": call.alpha is not None, "IN_PLACE": roles.in_place, "MASKED": call.mask is not None,
+        "KEPT": call.keep is not None, "COUNTED": call.stats is not None, "KEYS_MOVE": roles.keys_move,
+        "BANK_MOVES": roles.bank_moves, "CAREFUL": roles.quantised > 0 or x.dtype != torch.float16, "QUANTISED": roles.quantised,
+        "VECTOR": vector, "ROWS": config.rows, "BLOCK_D": config.block_d, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
+    }  # fmt: skip
+    _launch(MERGE, row_tiles * B, x, pointers, sizes, constants, num_warps=config.num_warps)
 
 
 def _updated(call: Call) -> int | None:

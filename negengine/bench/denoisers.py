@@ -142,9 +142,9 @@ def measure(
     base = statistics.median(seconds[WITHOUT])
     about = {"model": name, "size": size, "images": images, "depth": "x".join(map(str, depth)) or "full"}
     rows = []
-    for case, spent in seconds.items():
-        overhead = statistics.median(spent) / base - 1
-        about_case = {"variant": case, "median": statistics.median(spent), "seconds": spent, "overhead": overhead}
+    for case, times in seconds.items():
+        overhead = statistics.median(times) / base - 1
+        about_case = {"variant": case, "median": statistics.median(times), "seconds": times, "overhead": overhead}
         loop = {"loop_overhead": overhead * active / steps, "steps": steps, "active": active}
         rows.append(about | about_case | loop | {"merged_share": shares.get(case), "peak_bytes": memory.get(case)})
     return rows

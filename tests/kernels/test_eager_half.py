@@ -238,7 +238,7 @@ def cost(shape, mode="first", matching="paper", dtype=torch.bfloat16, known=True
     return spent
 
 
-LAUNCHES = {"sdxl-32": (31, 23), "sdxl-64": (40, 32), "flux-768": (62, 49), "flux-1024": (84, 69)}
+LAUNCHES = {"sdxl-32": (29, 21), "sdxl-64": (38, 30), "flux-768": (61, 48), "flux-1024": (83, 68)}
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

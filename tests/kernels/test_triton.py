@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from negengine.kernels.call import Call
-from negengine.kernels.triton import launch, match, merge, occupancy, schedule, tuning
+from negengine.kernels.triton import launch, match, merge, occupancy, prepared, schedule, tuning
 from triton_cases import (
     DEVICE,
     GPU,
@@ -123,12 +123,7 @@ class Allocations(TorchDispatchMode):
 def test_workspace_at_the_sizes_of_flux(disjoint, monkeypatch):
     """On the meta device, with kernels that do nothing: what a call reserves beyond its tensors."""
 
-    class Nothing:
-        def __getitem__(self, grid):
-            return lambda *arguments, **constants: None
-
-    for name in ("norms_kernel", "match_kernel", "merge_kernel"):
-        monkeypatch.setattr(launch, name, Nothing())
+    monkeypatch.setattr(launch, "_launch", lambda *arguments, **options: None)
     monkeypatch.setattr(launch, "architecture", lambda device: tuning.ARCHITECTURES["sm_90"])
     monkeypatch.setattr(launch, "_described", lambda tensor, *_: tensor)
     x = torch.empty(4, 4096, 3072, dtype=torch.bfloat16, device="meta")
@@ -159,19 +154,13 @@ def test_a_promise_to_be_disjoint():
 
 @RUNS
 def test_at_most_three_launches(monkeypatch):
-    launches = []
-    for name in ("norms_kernel", "match_kernel", "merge_kernel"):
-        kernel = getattr(launch, name)
+    launches, launched = [], prepared.Prepared.launch
 
-        class Counted:
-            def __init__(self, kernel, name):
-                self.kernel, self.name = kernel, name
+    def counted(kernel, *arguments, **options):
+        launches.append(kernel.kernel.__name__)
+        launched(kernel, *arguments, **options)
 
-            def __getitem__(self, grid):
-                launches.append(self.name)
-                return self.kernel[grid]
-
-        monkeypatch.setattr(launch, name, Counted(kernel, name))
+    monkeypatch.setattr(prepared.Prepared, "launch", counted)
     x, stats = batch(), torch.zeros(3, dtype=torch.int64, device=DEVICE)
     for mode in ("first", "others"):
         launches.clear()
@@ -269,25 +258,6 @@ def test_a_huge_key_sends_no_other_row_to_the_exact_search(monkeypatch):
     check_match(x[0], r, None, "paper", cosine[0], index[0], 1e-6)
     assert index[0, 4] == 7
     assert sum(seen) == 1  # row 4, which is huge itself
-
-
-@RUNS
-def test_every_grid_has_one_axis(monkeypatch):
-    """The others end at 65,535, which a batch may exceed."""
-    grids = []
-    for name in ("norms_kernel", "match_kernel", "merge_kernel"):
-
-        class Counted:
-            def __init__(self, kernel):
-                self.kernel = kernel
-
-            def __getitem__(self, grid):
-                grids.append(len(grid))
-                return self.kernel[grid]
-
-        monkeypatch.setattr(launch, name, Counted(getattr(launch, name)))
-    outcome(batch(T=20), table_of([[-1], [0], [0]]))
-    assert grids == [1] * 6
 
 
 @RUNS

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 import triton
 from negengine.kernels.call import Call
-from negengine.kernels.triton import launch, rows, tuning
+from negengine.kernels.triton import launch, prepared, rows, tuning
 
 from negengine.bench.launches import _Device
 from negengine.reference import group_references, is_disjoint
@@ -91,3 +91,69 @@ def test_the_count_sees_a_variant(seen):
     numbers = {"alpha": torch.zeros(4, dtype=torch.float64), "threshold": torch.zeros(1, dtype=torch.float64)}
     launch.negtome(Call(x, x, group_references("first", 4, 4), None, "paper", "exact", x, **numbers))
     assert all(n > one[name] for name, n in counted(seen).items())
+
+
+def test_a_prepared_launch_takes_the_variant_that_triton_would(seen, monkeypatch):
+    """What tells variants apart for a prepared launch does so at least as finely as Triton's own look at all arguments."""
+    variants, key = {}, prepared.variant_key
+
+    def watched(*arguments):
+        latest.append(key(*arguments))
+        return latest[-1]
+
+    def asked(*, key, fn, **_):
+        variants.setdefault((fn.name, latest[-1]), set()).add(key)
+        return True
+
+    latest = []
+    monkeypatch.setattr(prepared, "variant_key", watched)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", asked)
+    quantised = {"sm_80": "int8"}.get(triton.runtime.driver._active.architecture, "fp8")
+    for search in ("exact", quantised):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for B, T, D, start in ((3, 70, 640, 0), (2, 33, 3072, 1), (4, 64, 37, 0), (1, 1, 8, 2), (5, 300, 1280, 3)):
+                for matching, mode in (("paper", "others"), ("paper", "first"), ("release", "first")):
+                    for given in range(8):
+                        x = torch.empty(B, start + T, D + given % 2, dtype=dtype)[:, start:, given % 2 :]
+                        table = group_references(mode, B, B)
+                        mask, keep = torch.ones(B, T, dtype=torch.bool), torch.ones(B, T, dtype=torch.bool)
+                        call = Call(
+                            x, x, table, mask if given & 1 else None, matching, search, x if given & 2 else torch.empty_like(x),
+                            alpha=torch.zeros(B, dtype=torch.float64), threshold=torch.zeros(1, dtype=torch.float64),
+                            keep=keep if given & 4 else None,
+                            stats=torch.zeros(3, dtype=torch.int64) if given & 4 else None,
+                        )  # fmt: skip
+                        launch.negtome(call)
+                        launch.match(call._replace(y=None, alpha=None, threshold=None, keep=None, stats=None))
+    assert len(variants) > 100
+    assert all(len(keys) == 1 for keys in variants.values())
+
+
+def test_a_known_variant_is_launched_without_triton(monkeypatch):
+    """And one that is new, or whose sizes 32 bits do not hold, with it."""
+    asked, launched = [], []
+
+    class Variant(triton.compiler.CompiledKernel):
+        def __init__(self):
+            pass
+
+        def __getitem__(self, grid):
+            return lambda *arguments, stream: launched.append((grid, arguments, stream))
+
+    class Kernel:
+        arg_names = ("x", "T", "M", "ROWS", "OWN")
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **settings: asked.append((grid, arguments, settings)) or Variant()
+
+    class Stream:
+        cuda_stream = 7
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
+    kernel, x = prepared.Prepared(Kernel()), torch.empty(8)
+    for sizes, own, warps in (((1, 2), True, 4), ((5, 6), True, 4), ((5, 6), False, 4), ((5, 2**31), True, 4), ((5, 6), True, 8)):
+        kernel.launch(9, x, (x,), sizes, {"OWN": own, "ROWS": 16}, num_warps=warps)
+    assert [call[1][1:] for call in asked] == [(1, 2), (5, 6), (5, 2**31), (5, 6)]
+    assert [call[0] for call in asked] == [(9,)] * 4
+    assert asked[0][2] == {"OWN": True, "ROWS": 16, "num_warps": 4}
+    assert launched == [((9, 1, 1), (x, 5, 6, 16, True), 7)]
