@@ -112,7 +112,7 @@ def measure(
     finally:
         torch.set_default_dtype(usual)
     settings = families.with_family_defaults(negengine.NegToMe(timesteps=(0, 1000), group_size=images), model)
-    found = usable(device, dtype)
+    found = [own for own in usable(device, dtype) if own[1] == "auto"]
     choices: dict[str, negengine.NegToMe | None] = {WITHOUT: None}
     for backend, search in found[: None if device == "cuda" else 1]:
         choices[f"{backend} {search}"] = dataclasses.replace(settings, backend=backend, search=search)
