@@ -157,6 +157,61 @@ def dispatch() -> str:
     return "\n".join(lines) + "\n"
 
 
+GPU = "h100-80gb-hbm3"  # whose results README shows
+
+
+def on_a_gpu(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS.parent / GPU / f"{name}.json").read_text())
+
+
+def gpu_operator() -> str:
+    """In microseconds: ours, fallback, rivals, at the four shapes."""
+    lines = ["| | sdxl-32 | sdxl-64 | flux-768 | flux-1024 |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = {(row["shape"], row["variant"]): row for row in on_a_gpu("operator")["rows"]}
+    for label, variant in (
+        ("**ours, default (Triton, exact)**", "triton auto"),
+        ('ours, `search="fp8"`', "triton fp8"),
+        ("ours, where Triton is not to be had (`torch`)", "torch auto"),
+        ("the release", "release"),
+        ("best plain PyTorch, not compiled", "lean"),
+        ("bare matrix product, no merge", "gemm"),
+    ):
+        lines.append(f"| {label} | " + " | ".join(f"{1e6 * rows[shape, variant]['median']:,.0f}" for shape in SHAPES) + " |")
+    for label, rival in (("release / ours", "release"), ("bare product / ours", "gemm")):
+        lines.append(f"| {label} | " + " | ".join(f"{rows[shape, 'triton auto']['ratio'][rival]:.2f}" for shape in SHAPES) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def gpu_denoisers() -> str:
+    lines = [
+        "| 1024 x 1024, 4 images | a forward without, ms | ours | published algorithm | over the loop: ours | published | noise |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    labels = {"flux-dev": "FLUX.1-dev, 7 of 25 steps merge", "sdxl-base": "SDXL, 13 of 50 steps merge"}
+    rows = {(row["model"], row["variant"]): row for row in on_a_gpu("denoisers")["rows"]}
+    for model, label in labels.items():
+        ours, published = rows[model, "triton auto"], rows[model, "published"]
+        shares = [ours["overhead"], published["overhead"], ours["loop_overhead"], published["loop_overhead"]]
+        shown = " | ".join(f"{share:+.1%}" for share in shares)
+        noise = abs(rows[model, "without (again)"]["overhead"])
+        lines.append(f"| {label} | {1e3 * rows[model, 'without']['median']:.0f} | {shown} | {noise:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+BESIDE = ((8, 256, 4), (4, 1024, 4), (1, "all", 2))  # what was there before, and whole rows in registers
+
+
+def gpu_rows() -> str:
+    """Microseconds of norms and merge by rows, channels at once and warps."""
+    document = on_a_gpu("rows")
+    lines = ["| kernel | rows x channels, warps | " + " | ".join(SHAPES) + " |", "| --- | --- |" + " ---: |" * len(SHAPES)]
+    for row in (row for row in document["rows"] if row["chosen"] or (row["rows"], row["channels"], row["warps"]) in BESIDE):
+        chosen = "**" if row["chosen"] else ""
+        figures = " | ".join(f"{row['us'][shape]:.1f}" for shape in SHAPES)
+        lines.append(f"| {row['kernel']} | {chosen}{row['rows']} x {row['channels']}, {row['warps']}{chosen} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
 PREDICTED = "predicted.json"
 
 
@@ -216,6 +271,9 @@ TABLES = {
     "end to end": (ROOT / "README.md", end_to_end),
     "targets": (ROOT / "docs" / "kernels.md", targets),
     "dispatch": (ROOT / "docs" / "kernels-triton.md", dispatch),
+    "gpu operator": (ROOT / "README.md", gpu_operator),
+    "gpu denoisers": (ROOT / "README.md", gpu_denoisers),
+    "gpu rows": (ROOT / "docs" / "kernels-triton.md", gpu_rows),
 }
 
 

@@ -244,8 +244,8 @@ def filled(parts: sass.Search, warps: int, moved: float, machine: Machine) -> fl
     return max(prologue, cycles(parts.prologue[: first + 1], warps, machine, near) + machine.latencies.copy + moved)
 
 
-def _issued(code: Sequence[Instruction], warps: int, machine: Machine) -> float:
-    """Cycles for which the busiest part of a scheduler is occupied, matrix units apart."""
+def _issued(code: Sequence[Instruction], warps: float, machine: Machine) -> float:
+    """Cycles for which the busiest part of a scheduler is occupied by so many warps, matrix units apart."""
     units: dict[str, float] = {"issue": len(code)}
     for one in code:
         if not one.multiplies:
@@ -307,14 +307,14 @@ def rows_seconds(launch: Launch, rows: int, moved: float, machine: Machine) -> f
 def rows_time(parts: sass.Rows, launch: Launch, rows: int, moved: float, machine: Machine) -> float:
     passages = math.ceil(launch.values["D"] * launch.values["VECTOR"] / launch.values["BLOCK_D"])
     programs = math.ceil(rows / launch.values["ROWS"])
-    warps = max(launch.warps // machine.schedulers, 1)
-    blocks = resident(launch, machine)
+    share = launch.warps / machine.schedulers  # of a block, on each scheduler: blocks of one warp are spread over all of them
+    warps, blocks = math.ceil(share), resident(launch, machine)
     rounds = math.ceil(programs / (machine.processors * blocks))
     memory = moved / (machine.memory * machine.streamed)
     accesses = sum(one.wide for one in parts.once) + passages * sum(one.wide for loop in parts.loops for one in loop)
     cache = programs * accesses * launch.warps * 32 * 16 / machine.cache
-    inner = sum(_issued(loop, warps, machine) for loop in parts.loops)
-    busy = (_issued(parts.once, warps, machine) + passages * inner) * math.ceil(programs / machine.processors)
+    inner = sum(_issued(loop, share, machine) for loop in parts.loops)
+    busy = (_issued(parts.once, share, machine) + passages * inner) * math.ceil(programs / machine.processors)
     # the first access brings a row from memory, later ones find it in the L2 cache
     far = machine.latencies.memory
     chain = cycles(parts.once, warps, machine, wide=0 if parts.loops else far)

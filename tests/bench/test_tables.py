@@ -22,7 +22,7 @@ def test_no_figure_is_stale():
 @pytest.fixture
 def copy(tmp_path):
     documents = ("README.md", "docs/kernels.md", "docs/kernels-triton.md", "docs/predicted.md")
-    for name in (*documents, "bench/tables.py", "bench/results/cpu", "bench/results/predicted.json"):
+    for name in (*documents, "bench/tables.py", "bench/results"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, target], check=True)
@@ -52,12 +52,12 @@ def test_a_missing_mark_is_an_error(copy):
 
 def test_a_gpu_s_results_stand_beside_its_predictions(copy):
     text = (copy / "docs" / "predicted.md").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("| H100 SXM | flux-1024 |"))
+    line = next(line for line in text.splitlines() if line.startswith("| A100 SXM | flux-1024 |"))
     assert line.count("not yet measured") == 2
     row = {"shape": "flux-1024", "dtype": "bf16", "matching": "paper", "gate": "half", "backend": "triton", "search": "auto"}
     row |= {"variant": "triton auto", "median": 0.0005678, "ratio": {"gemm": 0.712}}
     other = row | {"shape": "flux-768", "gate": "all"}
-    results = copy / "bench" / "results" / "h100-80gb-hbm3" / "operator.json"
+    results = copy / "bench" / "results" / "a100-sxm4-80gb" / "operator.json"
     results.parent.mkdir()
     results.write_text(json.dumps({"rows": [other, row]}))
     stale = tables(copy, "--check")
@@ -66,7 +66,7 @@ def test_a_gpu_s_results_stand_beside_its_predictions(copy):
     assert tables(copy).returncode == 0
     lines = (copy / "docs" / "predicted.md").read_text().splitlines()
     changed = [new for new, old in zip(lines, text.splitlines(), strict=True) if new != old]
-    assert [line.split(" | ")[:2] for line in changed] == [["| H100 SXM", "flux-1024"]]
+    assert [line.split(" | ")[:2] for line in changed] == [["| A100 SXM", "flux-1024"]]
     assert "| 0.568 |" in changed[0]
     assert changed[0].endswith("| 0.71 |")
 
