@@ -29,7 +29,7 @@ demo: install ## the same seeds without and with NegToMe: picture, table, JSON
 	$(PY) -m negengine.cli demo --output $(OUT)/demo
 
 # a process per core, each with one thread; a process takes about 1 GB
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadgroup $(TESTS)
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test: install ## the tests that guard every change; TESTS='-k flux' for some of them
 	NEGENGINE_EXAMPLES=$(EXAMPLES) $(PYTEST) -m 'not exhaustive'

@@ -14,7 +14,6 @@ import negengine
 from negengine import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.xdist_group("wheel")  # one process builds it
 
 
 @pytest.fixture(scope="module")

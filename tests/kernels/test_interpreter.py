@@ -18,7 +18,8 @@ from negengine.kernels.triton import rows
 ROOT = Path(__file__).parents[2]
 CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))"
 # of that, what guards every change: the search and the whole call, in the dtypes that differ
-SOME = "triton-cpu and (((float32-exact or bfloat16-exact) and (test_match or in_place)) or (bfloat16-fp8 and test_match))"
+EXACT, CODES = "(float32-exact or bfloat16-exact)", "(bfloat16-fp8 or float32-int8)"
+SOME = f"triton-cpu and (({EXACT} and (test_match or in_place)) or ({CODES} and test_match))"
 OPERATORS = "triton-cpu and (not opcheck or (plain and float32-auto))"
 RUNS = {  # files, and which of their tests
     "kernels": (["tests/kernels/test_triton.py"], "test"),
@@ -29,8 +30,8 @@ RUNS = {  # files, and which of their tests
 }
 # run, which of its tests, examples of each property
 CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
-GUARDS = [(name, "not exhaustive", 2) for name in RUNS]
-RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "exhaustive", 6), ("contract", "", 4))
+GUARDS = [(name, "not exhaustive", 2) for name in ("kernels", "some of the contract", "operators")]
+RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "", 6), ("determinism", "", 2), ("contract", "", 4))
 EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WHOLE]
 
 

@@ -33,7 +33,8 @@ from negengine.reference import group_references
 
 pytestmark = MARKS
 HALF = pytest.param(torch.float16, marks=pytest.mark.exhaustive)
-DTYPES = pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, torch.float32], ids=str)
+SINGLE = pytest.param(torch.float32, marks=pytest.mark.exhaustive)
+DTYPES = pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, SINGLE], ids=str)
 
 
 @RUNS
@@ -51,7 +52,14 @@ def test_every_split_gives_the_same_bits(dtype, matching, monkeypatch):
 
 @RUNS
 @pytest.mark.parametrize(
-    "variant", [{"persistent": True}, {"descriptors": True}, {"halvings": 2}, {"group": 1}, {"flatten": True}], ids=str
+    "variant",
+    [
+        {"descriptors": True},
+        {"halvings": 2},
+        {"flatten": True},
+        *(pytest.param(other, marks=pytest.mark.exhaustive) for other in ({"persistent": True}, {"group": 1})),
+    ],
+    ids=str,
 )
 def test_variants_give_the_same_bits(variant, monkeypatch):
     if "descriptors" in variant:

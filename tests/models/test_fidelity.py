@@ -19,6 +19,11 @@ def read(pipeline: DiffusionPipeline, judge: Classifier, name: str, prompts: lis
     return judge.logits(images).argmax(1)
 
 
+SDXL = pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)
+EITHER = pytest.mark.parametrize("name", ["mnist-flux", SDXL], indirect=True)
+
+
+@EITHER
 def test_draws_the_prompted_digit(pipeline: DiffusionPipeline, judge: Classifier, name: str) -> None:
     digits = torch.arange(SAMPLES) % 10
     right = read(pipeline, judge, name, [models.PROMPTS[digit] for digit in digits]) == digits

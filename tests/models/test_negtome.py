@@ -14,10 +14,8 @@ from negengine import metrics, models
 from negengine.models.classifier import Classifier
 
 GROUP = 4
-pytestmark = [
-    pytest.mark.xdist_group("groups"),  # one process draws them
-    pytest.mark.parametrize("name", ["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)], scope="session"),
-]
+SDXL = pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)
+pytestmark = pytest.mark.parametrize("name", ["mnist-flux", SDXL], indirect=True)
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(value, other[key]) for key, value in a.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [FluxTask, SdxlTask])
+@pytest.mark.parametrize("kind", [FluxTask, pytest.param(SdxlTask, marks=pytest.mark.exhaustive)])
 def test_interrupted_and_continued_gives_the_same_bits(kind: type[GeneratorTask], tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, save_every=100)
     whole = generator_task(kind)
@@ -160,7 +160,10 @@ def test_command_trains_what_loads(cli, name: str, tmp_path: Path) -> None:
     assert pipeline("7", height=32, width=32, num_inference_steps=1).images[0].size == (32, 32)
 
 
-@pytest.mark.parametrize("model, task", [("mnist-flux", FluxTask), ("mnist-sdxl", SdxlTask)])
+SDXL = pytest.param("mnist-sdxl", SdxlTask, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("model, task", [("mnist-flux", FluxTask), SDXL])
 def test_command_continues_after_an_interrupt_to_the_same_file(
     cli, model: str, task: type[GeneratorTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
