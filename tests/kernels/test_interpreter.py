@@ -20,18 +20,21 @@ CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float
 # of that, what guards every change: the search and the whole call, in the dtypes that differ
 EXACT, CODES = "(float32-exact or bfloat16-exact)", "(bfloat16-fp8 or float32-int8)"
 SOME = f"triton-cpu and (({EXACT} and (test_match or in_place)) or ({CODES} and test_match))"
-OPERATORS = "triton-cpu and (not opcheck or (plain and float32-auto))"
+OPERATORS = "triton-cpu and not opcheck and not bfloat16"
+SOME_OPERATORS = "triton-cpu and ((bfloat16 and not opcheck) or (opcheck and plain and float32-auto))"
+OPERATOR_FILES = ["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"]
 RUNS = {  # files, and which of their tests
     "kernels": (["tests/kernels/test_triton.py"], "test"),
     "codes": (["tests/kernels/test_triton_codes.py"], "test"),
     "some of the contract": (["tests/ops/test_contract.py"], SOME),
-    "operators": (["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"], OPERATORS),
+    "operators in bfloat16": (OPERATOR_FILES, SOME_OPERATORS),
+    "operators": (OPERATOR_FILES, OPERATORS),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
 # run, which of its tests, examples of each property
 CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
-GUARDS = [(name, "not exhaustive", 2) for name in ("kernels", "some of the contract", "operators")]
-RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "", 6), ("determinism", "", 2), ("contract", "", 4))
+GUARDS = [(name, "not exhaustive", 2) for name in ("kernels", "some of the contract", "operators in bfloat16")]
+RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "", 6), ("operators", "", 2), ("determinism", "", 2), ("contract", "", 4))
 EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WHOLE]
 
 
