@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from negengine.kernels.call import Call
 from negengine.kernels.eager.half import entries, parts, runs
@@ -117,13 +119,13 @@ def _places(call: Call, bank: Tensor, index: Tensor, images: slice) -> tuple[Ten
         references.clamp_(0, R - 1)
     if K > 1:
         references, index = references.clamp_min(0).gather(1, index // M), index % M
-    rows, apart = _flat(bank)
-    return rows, torch.add(index, references, alpha=apart)
+    rows, token, image = _flat(bank)
+    return rows, torch.add(index if token == 1 else index * token, references, alpha=image)
 
 
-def _flat(bank: Tensor) -> tuple[Tensor, int]:
-    """All rows of a bank as one matrix, and how many rows lie from one image to the next. A copy if no number of rows does."""
+def _flat(bank: Tensor) -> tuple[Tensor, int, int]:
+    """A view whose rows hold, among others, those of a bank; how many lie from one token to the next, and from image to image."""
     (R, M, D), (image, token, channel) = bank.shape, bank.stride()
-    if token == 0 or image % token:
-        return bank.reshape(R * M, D), M
-    return bank.as_strided(((R - 1) * (image // token) + M, D), (token, channel)), image // token
+    row = math.gcd(image, token) or 1
+    token, image = token // row, image // row
+    return bank.as_strided(((R - 1) * image + (M - 1) * token + 1, D), (row, channel)), token, image

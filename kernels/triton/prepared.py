@@ -12,25 +12,32 @@ ALIGNED = 16  # bytes: addresses that Triton compiles another variant for
 INT32 = 2**31
 
 
-def variant_key(x: Tensor, pointers: tuple[Any, ...], constants: dict[str, Any], options: dict[str, int]) -> tuple[Any, ...]:
-    """What decides which variant a launch takes."""
-    aligned = [p.data_ptr() % ALIGNED == 0 for p in pointers if type(p) is Tensor and p.dtype == x.dtype]
+def variant_key(x: Tensor, specialized: list[Any], constants: dict[str, Any], options: dict[str, int]) -> tuple[Any, ...]:
+    """What decides which variant a launch takes.
+
+    Args:
+        specialized: the pointers of whose alignment there are variants.
+    """
+    aligned = [p.data_ptr() % ALIGNED == 0 for p in specialized if isinstance(p, Tensor)]
     return (x.device.index, x.dtype, *aligned, *constants.values(), *options.values())
 
 
 class Prepared:
-    """A kernel whose variants are told apart by constants, dtype and alignment of the large tensors, and nothing else.
+    """A kernel whose variants are told apart by constants, dtype and the alignment of tensors, and nothing else.
 
-    Triton inspects each of up to 55 arguments at every launch; of a call's 300 microseconds on the host that was more than half.
-    Sizes are of no variant here as long as 32 bits hold them, and the dtypes of small tensors follow from the constants.
+    Triton inspects each of up to 55 arguments at every launch. Sizes are of no variant here as long as 32 bits hold them, and the
+    dtypes of small tensors follow from the constants. Triton's debug settings and hooks count when a variant is first launched.
 
     Args:
-        kernel: launched by Triton itself where a variant is new, where no variants exist (under the interpreter), and for sizes
-            beyond 32 bits.
+        kernel: launched by Triton itself where a variant is new, where no variants exist (under the interpreter), for sizes beyond
+            32 bits, and on AMD GPUs, where a variant also depends on how much memory is behind each tensor.
     """
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
+        params = getattr(kernel, "params", ())  # the interpreter's kernels have none
+        regardless = [p.is_constexpr or p.do_not_specialize or p.do_not_specialize_on_alignment for p in params]
+        self._specialized = [number for number, free in enumerate(regardless) if not free]
         self._variants: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
 
     def launch(
@@ -43,11 +50,12 @@ class Prepared:
             pointers: tensors and descriptors. sizes: integers. Both in the order of the kernel's parameters, in which the
                 constants are last.
         """
-        key = variant_key(x, pointers, constants, options)
+        key = variant_key(x, [pointers[number] for number in self._specialized], constants, options)
         variant = self._variants.get(key)
-        if variant is None or max(sizes) >= INT32:
+        narrow = max(sizes) < INT32 and torch.version.hip is None
+        if variant is None or not narrow:
             compiled = self.kernel[(programs,)](*pointers, *sizes, **constants, **options)
-            if isinstance(compiled, triton.compiler.CompiledKernel):
+            if narrow and isinstance(compiled, triton.compiler.CompiledKernel):
                 names = self.kernel.arg_names[len(pointers) + len(sizes) :]
                 self._variants[key] = compiled, tuple(constants[name] for name in names)
             return

@@ -24,14 +24,21 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 def ship(folder: Path) -> None:
-    """Right verdicts of an exact search, which ``auto`` comes to as well."""
+    """Verdicts of an exact search that decided something hold for ``auto``, too, which comes to it.
+
+    Raises:
+        ValueError: a verdict on other sources than these.
+    """
+    rows = json.loads((folder / "verdicts.json").read_text())["rows"]
+    for row in rows:
+        if row["key"]["kernels"] != verdicts.fingerprint():
+            raise ValueError(f"the verdict in {row['dtype']} is on the sources {row['key']['kernels']}; measure these anew")
     store = verdicts.Store(verdicts.SHIPPED)
-    for row in json.loads((folder / "verdicts.json").read_text())["rows"]:
+    for row in rows:
         verdict = verdicts.Verdict.from_json(row["verdict"])
-        if verdict is not None and verdict.right:
+        if verdict is not None and verdict.kind in ("proven", "slower") and row["search"] == "exact":
             for search in ("exact", "auto"):
-                key = verdicts.Key(**row["key"] | {"search": search, "driver": verdicts.ANY_DRIVER})
-                store.put(key, verdict)
+                store.put(verdicts.Key(**row["key"] | {"search": search, "driver": verdicts.ANY_DRIVER}), verdict)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -342,12 +342,14 @@ def rounds(shape: Sequence[int], device: torch.device, dtype: torch.dtype, searc
     generator = torch.Generator().manual_seed(0)
     original = tokens("near", B, T, D, generator, dtype).to(device, dtype)
     bank = None if M == T else tokens("near", 1, M, D, generator, dtype).to(device, dtype)
-    table = (group_references("first", B, B) if bank is None else torch.zeros(B, 1, dtype=torch.int32)).to(device)
+    references = group_references("first", B, B) if bank is None else torch.zeros(B, 1, dtype=torch.int32)
+    table, entries = references.to(device), references.flatten().tolist()
     alpha, threshold = (torch.full((n,), value, dtype=torch.float64, device=device) for n, value in ((B, 0.9), (1, 0.65)))
     x = {name: original.clone() for name in ("kernels", "fallback")}
 
     def call(name: str, backend: str, search: str) -> Callable[[], object]:
-        settings: dict[str, Any] = {"matching": matching, "search": search, "backend": backend, "disjoint": bank is None}
+        settings: dict[str, Any] = {"matching": matching, "search": search, "backend": backend}
+        settings |= {"disjoint": bank is None, "table": entries}  # as the plug-in passes them
         return lambda: negtome_(x[name], table, alpha, threshold, bank, **settings)
 
     variants = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from negengine.kernels.call import Call
 from negengine.kernels.eager import match as kernel
-from negengine.kernels.eager import product
+from negengine.kernels.eager import merge, product
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from negengine import ops
@@ -115,3 +115,22 @@ def test_overlapping_calls_put_the_users_precision_back():
         assert matmul.fp32_precision == "tf32"
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("layout", ["plain", "behind_text", "images_inside", "expanded", "uneven", "one_token"])
+def test_rows_of_any_bank_are_gathered_without_a_copy(layout):
+    """Whatever lies between images and tokens."""
+    memory = torch.randn(4000)
+    bank = {
+        "plain": lambda: memory[: 3 * 7 * 5].view(3, 7, 5),
+        "behind_text": lambda: memory[: 3 * 11 * 5].view(3, 11, 5)[:, 4:],
+        "images_inside": lambda: memory[: 7 * 3 * 5].view(7, 3, 5).transpose(0, 1),
+        "expanded": lambda: memory[: 7 * 5].view(1, 7, 5).expand(3, 7, 5),
+        "uneven": lambda: memory.as_strided((3, 7, 5), (77, 10, 1), 2),
+        "one_token": lambda: memory[:15].view(3, 1, 5),
+    }[layout]()
+    rows, token, image = merge._flat(bank)
+    assert rows.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
+    for r in range(len(bank)):
+        for t in range(bank.shape[1]):
+            assert torch.equal(rows[r * image + t * token], bank[r, t])

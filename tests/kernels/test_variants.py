@@ -151,9 +151,20 @@ def test_a_known_variant_is_launched_without_triton(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
     kernel, x = prepared.Prepared(Kernel()), torch.empty(8)
-    for sizes, own, warps in (((1, 2), True, 4), ((5, 6), True, 4), ((5, 6), False, 4), ((5, 2**31), True, 4), ((5, 6), True, 8)):
+    calls = (
+        ((5, 2**31), True, 4),
+        ((1, 2), True, 4),
+        ((5, 6), True, 4),
+        ((5, 6), False, 4),
+        ((5, 2**31), True, 4),
+        ((5, 6), True, 8),
+    )
+    for sizes, own, warps in calls:
         kernel.launch(9, x, (x,), sizes, {"OWN": own, "ROWS": 16}, num_warps=warps)
-    assert [call[1][1:] for call in asked] == [(1, 2), (5, 6), (5, 2**31), (5, 6)]
-    assert [call[0] for call in asked] == [(9,)] * 4
+    assert [call[1][1:] for call in asked] == [(5, 2**31), (1, 2), (5, 6), (5, 2**31), (5, 6)]
+    assert [call[0] for call in asked] == [(9,)] * 5
     assert asked[0][2] == {"OWN": True, "ROWS": 16, "num_warps": 4}
     assert launched == [((9, 1, 1), (x, 5, 6, 16, True), 7)]
+    monkeypatch.setattr(torch.version, "hip", "7")  # there the memory behind a tensor decides, too
+    kernel.launch(9, x, (x,), (5, 6), {"OWN": True, "ROWS": 16}, num_warps=4)
+    assert len(asked) == 6
