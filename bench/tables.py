@@ -184,7 +184,8 @@ def gpu_operator() -> str:
 
 def gpu_denoisers() -> str:
     lines = [
-        "| 1024 x 1024, 4 images | without, ms | ours | published algorithm | ours in PyTorch | scaled to the loop: ours | published | ours in PyTorch |",
+        "| 1024 x 1024, 4 images | without, ms | ours | published algorithm | ours in PyTorch "
+        "| scaled to the loop: ours | published | ours in PyTorch |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     labels = {"flux-dev": "FLUX.1-dev, 7 of 25 steps merge", "sdxl-base": "SDXL, 13 of 50 steps merge"}
