@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 import negengine
+from negengine.bench.end_to_end import AGAIN, PUBLISHED, WITHOUT
 from negengine.bench.published import published_backend
 from negengine.bench.results import Results
+from negengine.bench.stacks import CONTEXT, CONTEXT_CHANNELS, FLUX_TEXT, alike
 from negengine.bench.variants import usable
 from negengine.diffusers import families
 from negengine.ops import registry
 
-WITHOUT, PUBLISHED, AGAIN = "without", "published", "without (again)"
-CONTEXT, FLUX_TEXT = 77, 512
 LOOPS = {"flux-dev": (25, 7), "sdxl-base": (50, 13)}  # steps of a picture, and how many of them merge, as in the NegToMe paper
 
 FLUX_DEV = {
@@ -47,18 +47,12 @@ SDXL_BASE = {
     "layers_per_block": 2,
     "transformer_layers_per_block": [1, 2, 10],
     "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
+    "cross_attention_dim": CONTEXT_CHANNELS,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
     "use_linear_projection": True,
 }
-
-
-def _alike(halves: int, images: int, *size: int) -> Tensor:
-    """Groups of inputs, any two of which have cosines of about 0.9."""
-    shared = torch.randn(halves, 1, *size)
-    return (0.9**0.5 * shared + 0.1**0.5 * torch.randn(halves, images, *size)).flatten(0, 1)
 
 
 def flux_dev(size: int, images: int, depth: tuple[int, ...]) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -69,7 +63,7 @@ def flux_dev(size: int, images: int, depth: tuple[int, ...]) -> tuple[nn.Module,
     side = size // 16
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     inputs = {
-        "hidden_states": _alike(1, images, side * side, 64),
+        "hidden_states": alike(1, images, side * side, 64),
         "encoder_hidden_states": torch.randn(images, FLUX_TEXT, 4096),
         "pooled_projections": torch.randn(images, 768),
         "timestep": torch.full((images,), 0.95),
@@ -87,9 +81,9 @@ def sdxl_base(size: int, images: int, depth: tuple[int, ...]) -> tuple[nn.Module
     layers = {"transformer_layers_per_block": [1, *depth]} if depth else {}
     model = UNet2DConditionModel(**SDXL_BASE | layers).eval()
     inputs = {
-        "sample": _alike(2, images, 4, size // 8, size // 8),
+        "sample": alike(2, images, 4, size // 8, size // 8),
         "timestep": torch.tensor(900),
-        "encoder_hidden_states": torch.randn(2 * images, CONTEXT, 2048),
+        "encoder_hidden_states": torch.randn(2 * images, CONTEXT, CONTEXT_CHANNELS),
         "added_cond_kwargs": {"text_embeds": torch.randn(2 * images, 1280), "time_ids": torch.randn(2 * images, 6)},
     }
     return model, lambda: model(**inputs, return_dict=False)[0]

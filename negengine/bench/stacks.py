@@ -113,7 +113,7 @@ def build(stack: Stack, dtype: torch.dtype, device: str) -> tuple[nn.Module, Cal
 
 def _sdxl(stack: Stack, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Tensor]]:
     model = TransformerBlocks(stack.channels, stack.layers).to(dtype).eval()
-    sample = _alike(2, stack.tokens, stack.channels).to(dtype)
+    sample = alike(2, IMAGES, stack.tokens, stack.channels).to(dtype)
     text = torch.randn(2 * IMAGES, CONTEXT, CONTEXT_CHANNELS).to(dtype)
     return model, lambda: model(sample=sample, encoder_hidden_states=text)
 
@@ -124,7 +124,7 @@ def _flux(stack: Stack, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Ten
     model = FluxTransformer2DModel(**sizes, attention_head_dim=128).to(dtype).eval()
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     inputs = {
-        "hidden_states": _alike(1, stack.tokens, 64).to(dtype),
+        "hidden_states": alike(1, IMAGES, stack.tokens, 64).to(dtype),
         "encoder_hidden_states": torch.randn(IMAGES, FLUX_TEXT, 4096).to(dtype),
         "pooled_projections": torch.randn(IMAGES, 768).to(dtype),
         "timestep": torch.full((IMAGES,), 0.95, dtype=dtype),
@@ -134,8 +134,7 @@ def _flux(stack: Stack, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Ten
     return model, lambda: model(**inputs, return_dict=False)[0]
 
 
-def _alike(halves: int, tokens: int, channels: int) -> Tensor:
-    """Groups of images, any two of which have cosines of about 0.9."""
-    shared = torch.randn(halves, 1, tokens, channels)
-    own = torch.randn(halves, IMAGES, tokens, channels)
-    return (0.9**0.5 * shared + 0.1**0.5 * own).flatten(0, 1)
+def alike(halves: int, images: int, *size: int) -> Tensor:
+    """Groups of inputs, any two of which have cosines of about 0.9."""
+    shared = torch.randn(halves, 1, *size)
+    return (0.9**0.5 * shared + 0.1**0.5 * torch.randn(halves, images, *size)).flatten(0, 1)
