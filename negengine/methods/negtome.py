@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from negengine.methods import checks
+from negengine.methods.base import Method
 from negengine.ops import registry
 from negengine.reference import MATCHINGS, MODES
 
@@ -43,8 +42,7 @@ class ReferenceImage:
             raise TypeError(f"the reference picture must be a PIL image, got {type(self.image).__name__}")
         if not all(self.image.size):
             raise ValueError(f"the reference picture is empty: {self.image.size} (width, height)")
-        if not isinstance(self.noise, bool):
-            raise TypeError(f"noise must be True or False, got {self.noise!r}")
+        checks.flag("noise", self.noise)
         if self.mask is None:
             return
         if not isinstance(self.mask, Image.Image):
@@ -58,7 +56,7 @@ class ReferenceImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegToMe:
+class NegToMe(Method):
     """What NegToMe does, where and when. ``None`` takes the default of the model family.
 
     Args:
@@ -80,6 +78,9 @@ class NegToMe:
         TypeError, ValueError: a setting that cannot work, with what would.
     """
 
+    name: ClassVar[str] = "negtome"
+    title: ClassVar[str] = "NegToMe"
+
     alpha: float | Sequence[float] | Callable[[float], float] | None = None
     threshold: float | None = None
     timesteps: tuple[float, float] | None = None
@@ -95,17 +96,17 @@ class NegToMe:
 
     def __post_init__(self) -> None:
         self._set("alpha", _alpha(self.alpha))
-        if self.threshold is not None and not -1 <= _number("threshold", self.threshold) <= 1:
+        if self.threshold is not None and not -1 <= checks.number("threshold", self.threshold) <= 1:
             raise ValueError(f"threshold is compared with a cosine and must lie in [-1, 1], got {self.threshold}")
-        self._set("timesteps", _window(self.timesteps))
-        self._set("blocks", _names(self.blocks))
+        if self.timesteps is not None:
+            self._set("timesteps", checks.window(self.timesteps, "merging"))
+        if self.blocks is not None:
+            self._set("blocks", checks.blocks(self.blocks, "merged"))
         self._set("reference", _reference(self.reference))
         for name in ("min_grid", "group_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if self.matching not in MATCHINGS:
-            raise ValueError(f"matching must be one of {MATCHINGS}, got {self.matching!r}")
+            if (value := getattr(self, name)) is not None:
+                checks.positive_integer(name, value)
+        checks.choice("matching", self.matching, MATCHINGS)
         if self.matching == "release" and self.reference in ("others", "previous"):
             raise ValueError(
                 f"matching='release' knows one reference image only, reference={self.reference!r} has several; "
@@ -113,14 +114,9 @@ class NegToMe:
             )
         if self.matching == "release" and len(self.pictures) > 1:
             raise ValueError("matching='release' knows one reference picture only; use matching='paper' for several")
-        if not 0 <= _number("dropout", self.dropout) < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not isinstance(self.seed, int):
-            raise TypeError(f"seed must be an integer, got {self.seed!r}")
-        if abs(self.seed) >= 2**32:
-            raise ValueError(f"seed must lie between -2**32 and 2**32, got {self.seed}")
-        if self.search not in registry.SEARCHES:
-            raise ValueError(f"search must be one of {registry.SEARCHES}, got {self.search!r}")
+        checks.share("dropout", self.dropout)
+        checks.seed(self.seed)
+        checks.choice("search", self.search, registry.SEARCHES)
         if self.backend is not None:
             registry.known(self.backend)
 
@@ -129,32 +125,16 @@ class NegToMe:
         """The given pictures; empty if the images of a group are each other's reference."""
         return self.reference if isinstance(self.reference, tuple) else ()
 
-    def with_defaults(self, **defaults: object) -> NegToMe:
-        """A copy in which every field that is None and named in ``defaults`` has that value."""
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)  # type: ignore[arg-type]
-
     def alphas(self, timestep: float, group_size: int) -> tuple[float, ...]:
         """``alpha`` of every image of a group at a timestep (of 1000)."""
         if callable(self.alpha):
-            return (_number(f"alpha({timestep:g})", self.alpha(timestep)),) * group_size
+            return (checks.number(f"alpha({timestep:g})", self.alpha(timestep)),) * group_size
         if isinstance(self.alpha, tuple):
             if len(self.alpha) != group_size:
                 raise ValueError(f"alpha has {len(self.alpha)} values, one per image, but a group has {group_size} images")
             return self.alpha
         assert isinstance(self.alpha, float)
         return (self.alpha,) * group_size
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
 
 
 def _alpha(value: object) -> Alpha | None:
@@ -163,31 +143,8 @@ def _alpha(value: object) -> Alpha | None:
     if isinstance(value, Sequence) and not isinstance(value, str):
         if not value:
             raise ValueError("alpha is an empty sequence; give one number per image of a group")
-        return tuple(_number("alpha", a) for a in value)
-    return _number("alpha", value)
-
-
-def _window(value: object) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise TypeError(f"timesteps must be (low, high), got {value!r}")
-    low, high = (_number("timesteps", t) for t in value)
-    if low > high:
-        raise ValueError(f"the timestep window {low:g} … {high:g} is empty; give (low, high) with low <= high")
-    if high < 0 or low > 1000:
-        raise ValueError(f"the timestep window {low:g} … {high:g} lies outside 0 … 1000, so merging would never be active")
-    return low, high
-
-
-def _names(value: object) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
-        raise TypeError(f"blocks must be a sequence of names, got {value!r}")
-    if not value:
-        raise ValueError("blocks is empty, so nothing would be merged; leave it out for the family's default")
-    return tuple(value)
+        return tuple(checks.number("alpha", a) for a in value)
+    return checks.number("alpha", value)
 
 
 def _reference(value: object) -> str | tuple[ReferenceImage, ...]:
