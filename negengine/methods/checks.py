@@ -29,11 +29,24 @@ def share(name: str, value: object) -> float:
     return between(name, value, 0, 1, "[)")
 
 
+def at_least(name: str, value: object, low: float) -> float:
+    """A number of at least ``low``. Raises TypeError, ValueError."""
+    x = number(name, value)
+    if x < low:
+        raise ValueError(f"{name} must be {low:g} or more, got {value}")
+    return x
+
+
 def not_negative(name: str, value: object) -> float:
     """A number of at least 0. Raises TypeError, ValueError."""
+    return at_least(name, value, 0)
+
+
+def positive(name: str, value: object) -> float:
+    """A number above 0. Raises TypeError, ValueError."""
     x = number(name, value)
-    if x < 0:
-        raise ValueError(f"{name} must be 0 or more, got {value}")
+    if x <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
     return x
 
 

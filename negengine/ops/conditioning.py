@@ -1,0 +1,94 @@
+"""Changes of the prompt embedding in plain torch: condition annealing (CADS) and seed variance.
+
+Both take the random numbers as tensors, so that the caller says by which generator, on which device, they are drawn.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cads_gamma(t: float, tau1: float, tau2: float) -> float:
+    """How clean the embedding is at time ``t``: 1 up to ``tau1``, 0 from ``tau2``, linear between (CADS, arXiv 2310.17347).
+
+    Args:
+        t: time in ``[0, 1]``; sampling runs from 1 to 0.
+        tau1, tau2: ``0 <= tau1 < tau2 <= 1``.
+    """
+    return min(max((tau2 - t) / (tau2 - tau1), 0.0), 1.0)
+
+
+def cads(c: Tensor, gamma: float, scale: float, psi: float, noise: Tensor) -> Tensor:
+    """The annealed embedding (CADS, Sadat et al., arXiv 2310.17347).
+
+    ``y = sqrt(gamma) c + scale sqrt(1 - gamma) noise``; ``z`` is ``y`` with the mean and the deviation of ``c``; the result is
+    ``psi z + (1 - psi) y``. Mean and deviation (of the sample, n - 1) are those of one row, over all its tokens and channels.
+
+    Args:
+        c: embedding ``[B, L, D]`` (tokens) or ``[B, D]`` (pooled), any floating dtype.
+        gamma: see :func:`cads_gamma`; with 1 the result is ``c`` itself, to the bit.
+        scale: deviation of the noise. psi: share that is rescaled, in ``[0, 1]``.
+        noise: standard normal, of ``c``'s shape.
+
+    Returns:
+        A tensor like ``c``; computed in float32 for dtypes that are narrower. A row whose ``y`` has no deviation stays ``y``.
+
+    Raises:
+        ValueError: another shape.
+    """
+    _check("noise", noise, c)
+    if gamma == 1:
+        return c
+    clean = c.to(torch.promote_types(c.dtype, torch.float32))
+    y = math.sqrt(gamma) * clean + scale * math.sqrt(1 - gamma) * noise.to(clean.dtype)
+    dims = tuple(range(1, c.ndim))
+    spread = y.std(dims, keepdim=True)
+    z = (y - y.mean(dims, keepdim=True)) / spread * clean.std(dims, keepdim=True) + clean.mean(dims, keepdim=True)
+    return torch.where(spread > 0, psi * z + (1 - psi) * y, y).to(c.dtype)
+
+
+def seed_variance(c: Tensor, share: float, strength: float, noise: Tensor, choice: Tensor, relative: bool = False) -> Tensor:
+    """Adds uniform noise in ``[-strength, strength]`` to a share of the embedding's values.
+
+    ``c + strength * (2 noise - 1)`` where ``choice < share``. Tokens that are zero throughout (padding) stay zero.
+
+    Args:
+        c: embedding ``[B, L, D]`` (tokens) or ``[B, D]`` (pooled), any floating dtype.
+        share: in ``[0, 1]``. strength: half the width of the noise.
+        noise, choice: uniform in ``[0, 1)``, of ``c``'s shape.
+        relative: ``strength`` is in standard deviations (n - 1) of the row, over all values of its tokens that are not zero
+            throughout; otherwise in units of the values.
+
+    Returns:
+        A new tensor like ``c``; computed in float32 for dtypes that are narrower.
+
+    Raises:
+        ValueError: another shape.
+    """
+    _check("noise", noise, c)
+    _check("choice", choice, c)
+    clean = c.to(torch.promote_types(c.dtype, torch.float32))
+    used = (clean != 0).any(-1, keepdim=True).expand_as(clean)
+    added = strength * (2 * noise.to(clean.dtype) - 1)
+    if relative:
+        added = added * _deviation(clean, used)
+    return torch.where(used & (choice < share), clean + added, clean).to(c.dtype)
+
+
+def _deviation(c: Tensor, used: Tensor) -> Tensor:
+    """Standard deviation (n - 1) of each row's ``used`` values; zero where there are fewer than two."""
+    dims = tuple(range(1, c.ndim))
+    n = used.sum(dims, keepdim=True)
+    mean = c.sum(dims, keepdim=True) / n.clamp_min(1)  # what is not used is zero
+    squares = ((c - mean).square() * used).sum(dims, keepdim=True)
+    return (squares / (n - 1).clamp_min(1)).sqrt()
+
+
+def _check(name: str, x: Tensor, c: Tensor) -> None:
+    if c.ndim not in (2, 3):
+        raise ValueError(f"the embedding must have the shape [B, L, D] or [B, D], got {list(c.shape)}")
+    if x.shape != c.shape:
+        raise ValueError(f"{name} has the shape {list(x.shape)}, the embedding {list(c.shape)}; make them equal")
