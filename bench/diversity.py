@@ -64,7 +64,7 @@ class Study:
         for seed in self.seeds:
             images = draw(self.pipe, self.name, seed)
             if settings is not None:
-                shares.append(negengine.status(self.pipe).merged_share)
+                shares.append(negengine.status(self.pipe)[negengine.NegToMe].merged_share)
             features = self.classifier.features(images).float()
             for group in features.split(GROUP):
                 distance.append(float(metrics.pairwise_distance(group)))

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from negengine import ops, reference
 from negengine.diffusers import apply, remove
-from negengine.diffusers.apply import Applied, applied_to
+from negengine.diffusers.apply import applied_to
+from negengine.diffusers.effect import Effect
 from negengine.methods import NegToMe, ReferenceImage
 from negengine.ops.negtome import as_alpha, as_threshold
 
@@ -140,7 +141,7 @@ def _asset(arguments: Mapping[str, Any]) -> ReferenceImage:
 class _NegToMeCall:
     """The two arguments that the release added to a pipeline's call."""
 
-    _negtome: tuple[NegToMe, Applied] | None = None  # what the last call asked for, and what came of it
+    _negtome: tuple[NegToMe, Effect[NegToMe]] | None = None  # what the last call asked for, and what came of it
 
     def _translate(self, negtome_args: Mapping[str, Any] | None) -> NegToMe:
         raise TypeError("a pipeline of the release says how its arguments translate")
@@ -155,13 +156,13 @@ class _NegToMeCall:
         """
         settings = self._translate(negtome_args)  # also when unused: a wrong key is an error at once
         use_negtome = use_negtome or bool((negtome_args or {}).get("use_negtome"))
-        applied = applied_to(self)
+        applied = applied_to(self, NegToMe)
         ours = self._negtome is not None and self._negtome[1] is applied
         if use_negtome and not (ours and self._negtome[0] == settings):  # type: ignore[index]
             apply(self, settings)
-            self._negtome = settings, applied_to(self)  # type: ignore[assignment]
+            self._negtome = settings, applied_to(self, NegToMe)  # type: ignore[assignment]
         elif not use_negtome and ours:
-            remove(self)
+            remove(self, NegToMe)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 

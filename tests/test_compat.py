@@ -120,7 +120,7 @@ FLUX_ARGS = {
 def test_flux_arguments_are_translated(flux):
     plain = draw(flux)
     merged = draw(flux, use_negtome=True, negtome_args=FLUX_ARGS)
-    assert negengine.status(flux).blocks == 1 + len(flux.transformer.single_transformer_blocks)
+    assert negengine.status(flux)[negengine.NegToMe].blocks == 1 + len(flux.transformer.single_transformer_blocks)
     assert not torch.equal(merged, plain)
     assert torch.equal(draw(flux), plain)
     settings = negengine.NegToMe(
@@ -142,7 +142,7 @@ def test_sdxl_arguments_are_translated(sdxl):
     plain = draw(sdxl)
     arguments = {"merging_threshold": 0.1, "merging_t_end": 500, "blocks": ["up_blocks.1"], "min_attn_dim": 8}
     merged = draw(sdxl, use_negtome=True, negtome_args=arguments)
-    assert negengine.status(sdxl).merged_tokens > 0
+    assert negengine.status(sdxl)[negengine.NegToMe].merged_tokens > 0
     assert not torch.equal(merged, plain)
     assert torch.equal(draw(sdxl), plain)
 

@@ -105,7 +105,7 @@ def measure(
             model, forward = BUILD[name](size, images, depth)
     finally:
         torch.set_default_dtype(usual)
-    settings = families.with_family_defaults(negengine.NegToMe(timesteps=(0, 1000), group_size=images), model)
+    settings: Any = families.with_family_defaults(negengine.NegToMe(timesteps=(0, 1000), group_size=images), model)
     found = [own for own in usable(device, dtype) if own[1] == "auto"]
     choices: dict[str, negengine.NegToMe | None] = {WITHOUT: None}
     for backend, search in found[: None if device == "cuda" else 1]:
@@ -131,7 +131,7 @@ def measure(
                     memory[case] = torch.cuda.max_memory_allocated()
                 if choice is not None:
                     if case != PUBLISHED:
-                        shares[case] = negengine.status(model).merged_share
+                        shares[case] = negengine.status(model)[negengine.NegToMe].merged_share
                     negengine.remove(model)
     steps, active = LOOPS[name]
     base = statistics.median(seconds[WITHOUT])

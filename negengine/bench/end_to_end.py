@@ -57,7 +57,7 @@ def measure_pipeline(name: str, device: str, rounds: int) -> list[dict[str, Any]
         prompts = list(models.PROMPTS[:PROMPTS])
         return lambda: pipe(prompts, num_images_per_prompt=IMAGES, generator=torch.Generator(device).manual_seed(0), **call)
 
-    full = families.with_family_defaults(settings, plain)
+    full: Any = families.with_family_defaults(settings, plain)
     with registry.registered(published_backend(IMAGES, full.alpha, full.threshold)) as published:
         theirs = dataclasses.replace(settings, backend=published.name)
         pipes[PUBLISHED] = negengine.apply(models.load(name, device=device), theirs)
@@ -95,4 +95,8 @@ def measure_stack(stack: Stack, dtype: torch.dtype, device: str, rounds: int) ->
 
 
 def _shares(applied: Mapping[str, Any]) -> dict[str, float]:
-    return {case: negengine.status(target).merged_share for case, target in applied.items() if case not in (WITHOUT, PUBLISHED)}
+    return {
+        case: negengine.status(target)[negengine.NegToMe].merged_share
+        for case, target in applied.items()
+        if case not in (WITHOUT, PUBLISHED)
+    }

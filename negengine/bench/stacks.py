@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import negengine
 from negengine.bench.published import published_backend
 from negengine.bench.variants import ALPHA
-from negengine.diffusers import Family, Site
+from negengine.diffusers import Conditioning, Family, Latents, Site, Tokens
 from negengine.ops import Backend
 
 IMAGES = 4
@@ -93,14 +93,10 @@ TRANSFORMER_BLOCKS = Family(
     component="blocks",
     pipelines=(),
     matches=lambda module: isinstance(module, TransformerBlocks),
-    defaults={"alpha": 0.9, "threshold": 0.7, "timesteps": (0, 1000), "blocks": ("*",), "min_grid": 1},
-    sites=_sites,
-    sample="sample",
-    batched=("encoder_hidden_states",),
-    text_tokens=_no_text,
-    latent_size=lambda inputs: None,
-    token_grids=lambda height, width: {},
-    pack=lambda latents: latents,
+    tokens=Tokens(sites=_sites, text=_no_text, grids=lambda height, width: {}),
+    latents=Latents(size=lambda inputs: None),
+    conditioning=Conditioning(sample="sample", batched=("encoder_hidden_states",)),
+    defaults={"negtome": {"alpha": 0.9, "threshold": 0.7, "timesteps": (0, 1000), "blocks": ("*",), "min_grid": 1}},
 )
 
 

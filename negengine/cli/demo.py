@@ -81,7 +81,7 @@ def _measure(name: str, groups: int, seed: int, advance: Any) -> tuple[dict[str,
             images[case] += draw(pipe, name, part, seed + start)
             seconds[case] += time.perf_counter() - begun
             if case == "with":
-                report = status(pipe)
+                report = status(pipe)[NegToMe]
                 merged, eligible = merged + report.merged_tokens, eligible + report.eligible_tokens
                 remove(pipe)
             advance()

@@ -110,7 +110,7 @@ def generate(
         info = PngImagePlugin.PngInfo()
         info.add_text(METADATA_KEY, json.dumps({"prompt": prompt[i // count], "index": i % count} | told))
         image.save(file, pnginfo=info)
-    if negtome and (report := status(pipe)).idle_reason is None:  # a run that changed nothing has warned already
+    if negtome and (report := status(pipe)[NegToMe]).idle_reason is None:  # a run that changed nothing has warned already
         console.print(str(report), soft_wrap=True)
     console.print(f"{len(files)} images in {output}", soft_wrap=True)
 

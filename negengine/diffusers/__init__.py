@@ -1,7 +1,20 @@
 """The plug-in: methods on unmodified diffusers pipelines, applied and removed in one line."""
 
 from negengine.diffusers.apply import apply, remove, status
-from negengine.diffusers.families import Family, Site, register_family
-from negengine.diffusers.report import Status
+from negengine.diffusers.families import Conditioning, Family, Latents, Site, Tokens, register_family
+from negengine.diffusers.report import NegToMeReport, Report, Status
 
-__all__ = ["Family", "Site", "Status", "apply", "register_family", "remove", "status"]
+__all__ = [
+    "Conditioning",
+    "Family",
+    "Latents",
+    "NegToMeReport",
+    "Report",
+    "Site",
+    "Status",
+    "Tokens",
+    "apply",
+    "register_family",
+    "remove",
+    "status",
+]

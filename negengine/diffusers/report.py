@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from negengine.methods.base import Method
 
 
 @dataclass(frozen=True)
-class Status:
-    """Counts of the last run of a pipeline (or since :func:`negengine.apply` for a bare denoiser).
+class Report:
+    """Of one method, for the last run of a pipeline (or since :func:`negengine.apply` for a bare denoiser).
 
     Attributes:
-        method: name of the method.
+        method: its name.
         family: model family.
+        steps, active_steps: denoising steps, and those in which it was active.
+    """
+
+    method: str
+    family: str
+    steps: int
+    active_steps: int
+
+    @property
+    def idle_reason(self) -> str | None:
+        """Why the last run changed nothing; None if it changed something or there was none."""
+        if self.steps and not self.active_steps:
+            return "no step of the run lies in its window"
+        return None
+
+    def told(self) -> str:
+        """What it did, as a clause."""
+        return f"active in {self.active_steps} of {self.steps} steps"
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return f"{self.method} on {self.family}: applied, not run yet"
+        done = f"{self.method} on {self.family}: {self.told()}"
+        return done if self.idle_reason is None else f"{done}; it changed nothing: {self.idle_reason}"
+
+
+@dataclass(frozen=True)
+class NegToMeReport(Report):
+    """Of NegToMe.
+
+    Attributes:
         blocks: attention blocks that are listened to.
         active_blocks: of those, blocks that had something to merge.
-        steps, active_steps: denoising steps, and those within the timestep window.
         eligible_tokens: tokens that had a reference, summed over blocks and steps.
         merged_tokens: of those, tokens whose match exceeded the threshold.
         group_size: images per group; 0 before the first run.
         kernels: verdict on the Triton kernels for this run's device, and its age; None where they do not come into question.
     """
 
-    method: str
-    family: str
     blocks: int
     active_blocks: int
-    steps: int
-    active_steps: int
     eligible_tokens: int
     merged_tokens: int
     group_size: int
@@ -39,7 +69,6 @@ class Status:
 
     @property
     def idle_reason(self) -> str | None:
-        """Why the last run changed nothing; None if it changed something or there was none."""
         if not self.steps or self.merged_tokens:
             return None
         if not self.active_steps:
@@ -50,13 +79,51 @@ class Status:
             return "no selected block has a token grid of `min_grid`; lower it or select other `blocks`"
         return "no token's cosine exceeded `threshold`; lower it"
 
+    def told(self) -> str:
+        done = (
+            f"active in {self.active_blocks} of {self.blocks} blocks and "
+            f"{self.active_steps} of {self.steps} steps, merged {self.merged_share:.1%} of the tokens"
+        )
+        return done if self.kernels is None else f"{done}; Triton kernels: {self.kernels}"
+
     def __str__(self) -> str:
         if not self.steps:
             return f"{self.method} on {self.family}: applied to {self.blocks} blocks, not run yet"
-        done = (
-            f"{self.method} on {self.family}: active in {self.active_blocks} of {self.blocks} blocks and "
-            f"{self.active_steps} of {self.steps} steps, merged {self.merged_share:.1%} of the tokens"
-        )
-        if self.kernels is not None:
-            done += f"; Triton kernels: {self.kernels}"
-        return done if self.idle_reason is None else f"{done}; it changed nothing: {self.idle_reason}"
+        return super().__str__()
+
+
+class Status:
+    """The reports of all methods on a denoiser, in the order in which they were applied.
+
+    ``status[negengine.NegToMe]`` is the report of one; iterating gives all; ``print`` says them.
+    """
+
+    def __init__(self, reports: Mapping[type[Method], Report]) -> None:
+        self._reports = dict(reports)
+
+    def __getitem__(self, kind: type[Method]) -> Any:
+        """Raises KeyError for a method that is not applied."""
+        if kind not in self._reports:
+            there = ", ".join(report.method for report in self)
+            raise KeyError(f"{getattr(kind, 'title', kind)} is not applied; there are {there}")
+        return self._reports[kind]
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._reports
+
+    def __iter__(self) -> Iterator[Report]:
+        return iter(self._reports.values())
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Status) and self._reports == other._reports
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._reports.items()))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    __repr__ = __str__

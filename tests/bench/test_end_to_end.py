@@ -45,7 +45,7 @@ def test_ours_and_the_published_algorithm_agree_in_a_stack(family, published):
             negengine.apply(model, dataclasses.replace(stack.settings, backend=backend))
         results[name] = forward()
         if name == "ours":
-            status = negengine.status(model)
+            status = negengine.status(model)[negengine.NegToMe]
     assert status.active_blocks == status.blocks == {"sdxl": 4, "flux": 3}[family]
     assert status.merged_tokens > 0
     torch.testing.assert_close(results["published"], results["ours"], rtol=0, atol=1e-4)

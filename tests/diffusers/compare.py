@@ -15,7 +15,7 @@ ROUNDING = 3e-7  # of a float32 cosine
 def hooked(pipe, call, **settings):
     """Latents with NegToMe, and the status after the run."""
     negengine.apply(pipe, negengine.NegToMe(**{"threshold": THRESHOLD, "min_grid": 1, **settings}))
-    return call(pipe), negengine.status(pipe)
+    return call(pipe), negengine.status(pipe)[negengine.NegToMe]
 
 
 def literal(pipe, call, n, timesteps=(0, 1000), reference="first", guided=True, **settings):

@@ -53,12 +53,12 @@ SLOWEST = [pytest.param("sdxl", how, marks=pytest.mark.exhaustive) for how in ("
 def test_two_graphs_and_the_eager_result(family, how):
     pipe, backend = BUILDERS[family](), Counting()
     negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
-    expected, status = draw(pipe), negengine.status(pipe)
+    expected, status = draw(pipe), negengine.status(pipe)[negengine.NegToMe]
     assert 0 < status.active_steps < status.steps
     compiled(pipe, backend, how)
     torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
-    assert negengine.status(pipe).active_steps == status.active_steps
-    assert negengine.status(pipe).eligible_tokens == status.eligible_tokens
+    assert negengine.status(pipe)[negengine.NegToMe].active_steps == status.active_steps
+    assert negengine.status(pipe)[negengine.NegToMe].eligible_tokens == status.eligible_tokens
     assert backend.graphs <= 2
 
 
@@ -105,7 +105,7 @@ def test_embedded_pipelines(name):
         negengine.apply(pipe, dataclasses.replace(preset, **changes))
         generator = torch.Generator().manual_seed(seed)
         drawn = pipe(list(prompts), num_images_per_prompt=2, generator=generator, output_type="pt", **call).images
-        assert 0 < negengine.status(pipe).active_steps < 4
+        assert 0 < negengine.status(pipe)[negengine.NegToMe].active_steps < 4
         return drawn
 
     pipe, eager, backend = models.load(name), models.load(name), Counting()

@@ -6,7 +6,7 @@ from torch import nn
 
 import negengine
 from negengine import reference
-from negengine.diffusers import Family, Site, families, register_family
+from negengine.diffusers import Conditioning, Family, Latents, Site, Tokens, families, register_family
 
 
 class Block(nn.Module):
@@ -43,14 +43,14 @@ TOY = Family(
     component="transformer",
     pipelines=("ToyPipeline",),
     matches=lambda module: isinstance(module, Toy),
-    defaults={"alpha": 0.9, "threshold": 0.2, "timesteps": (0, 1000), "blocks": ("blocks",), "min_grid": 3},
-    sites=sites,
-    sample="hidden_states",
-    batched=("encoder_hidden_states",),
-    text_tokens=lambda inputs: inputs["encoder_hidden_states"].shape[1],
-    latent_size=lambda inputs: tuple(inputs["hidden_states"].shape[-2:]),
-    token_grids=lambda height, width: {height * width: (height, width)},
-    pack=lambda latents: latents,
+    tokens=Tokens(
+        sites=sites,
+        text=lambda inputs: inputs["encoder_hidden_states"].shape[1],
+        grids=lambda height, width: {height * width: (height, width)},
+    ),
+    latents=Latents(size=lambda inputs: tuple(inputs["hidden_states"].shape[-2:])),
+    conditioning=Conditioning(sample="hidden_states", batched=("encoder_hidden_states",)),
+    defaults={"negtome": {"alpha": 0.9, "threshold": 0.2, "timesteps": (0, 1000), "blocks": ("blocks",), "min_grid": 3}},
 )
 
 
@@ -78,7 +78,7 @@ def test_a_registered_family_works(toy_family):
     plain, merged = model(x, text)[0], expected(model, x, text)
     negengine.apply(model, negengine.NegToMe(group_size=2))
     torch.testing.assert_close(model(x, encoder_hidden_states=text)[0], merged)
-    status = negengine.status(model)
+    status = negengine.status(model)[negengine.NegToMe]
     assert (status.family, status.blocks, status.active_blocks) == ("Toy", 4, 4)
     assert torch.equal(negengine.remove(model)(x, text)[0], plain)
 

@@ -120,5 +120,5 @@ def test_defaults_are_those_of_the_paper():
     expected, seed = literal(flux(), call, 2, alpha=0.9, threshold=0.65, timesteps=(900, 1000))
     pipe = negengine.apply(flux(), negengine.NegToMe())
     assert torch.equal(call(pipe, seed=seed), expected)
-    assert negengine.status(pipe).blocks == 4
-    assert 0 < negengine.status(pipe).active_steps < 12
+    assert negengine.status(pipe)[negengine.NegToMe].blocks == 4
+    assert 0 < negengine.status(pipe)[negengine.NegToMe].active_steps < 12

@@ -74,6 +74,6 @@ def test_defaults_are_those_of_the_paper():
     expected, seed = literal(sdxl(), call, 2, **settings)
     pipe = negengine.apply(sdxl(), negengine.NegToMe())
     assert torch.equal(call(pipe, seed=seed), expected)
-    status = negengine.status(pipe)
+    status = negengine.status(pipe)[negengine.NegToMe]
     assert (status.blocks, status.active_blocks) == (12, 4)
     assert 0 < status.active_steps < 6

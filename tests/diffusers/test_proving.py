@@ -8,7 +8,7 @@ import torch
 
 import negengine
 from negengine import NegToMe, ops
-from negengine.diffusers import apply as module
+from negengine.diffusers.effects import negtome as module
 from negengine.ops import verdicts
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,7 +26,7 @@ def asked(monkeypatch):
         calls.append((set(devices), dtype, search, matching, set(channels)))
         return [ops.Verdict(False, "a wrong row")]
 
-    monkeypatch.setattr(sys.modules[module.__module__], "settle", settle)
+    monkeypatch.setattr(module, "settle", settle)
     yield calls
     verdicts.unpin()
 
@@ -37,7 +37,7 @@ def test_apply_and_each_pipeline_call_ask(asked, family, channels):
     negengine.apply(pipe, NegToMe(search="exact", **EVERYWHERE))
     expected = ({torch.device("cpu")}, torch.float32, "exact", "paper", channels)
     assert asked == [expected]
-    assert negengine.status(pipe).kernels == "wrong (a wrong row)"
+    assert negengine.status(pipe)[negengine.NegToMe].kernels == "wrong (a wrong row)"
     pinned = []
 
     def stepped(pipe, step, timestep, tensors):
@@ -57,9 +57,9 @@ def test_a_named_backend_is_not_asked_about(asked):
     negengine.apply(pipe, NegToMe(backend="torch", **EVERYWHERE))
     pipe("a cat", num_images_per_prompt=2, num_inference_steps=1, output_type="latent", **tiny.SIZE["flux"])
     assert asked == []
-    assert negengine.status(pipe).kernels is None
+    assert negengine.status(pipe)[negengine.NegToMe].kernels is None
 
 
 def test_on_a_cpu_nothing_is_proven():
     pipe = negengine.apply(tiny.flux(), NegToMe(**EVERYWHERE))
-    assert negengine.status(pipe).kernels is None
+    assert negengine.status(pipe)[negengine.NegToMe].kernels is None

@@ -10,7 +10,7 @@ from literal import Literal
 from tiny import BUILDERS, denoiser, draw, flux, sdxl, watched
 
 import negengine
-from negengine.diffusers.pictures import noise_levels
+from negengine.diffusers.clock import Clock
 
 SCHEDULERS = [
     ("sdxl", "EulerDiscreteScheduler", {}),
@@ -81,9 +81,10 @@ def test_flow_match_heun():
 def test_noise_levels_of_flow_matching(name):
     scheduler = getattr(diffusers, name)()
     scheduler.set_timesteps(5)
-    levels = noise_levels(scheduler)
+    clock = Clock()
+    clock.schedule(scheduler)
     for position, sigma in enumerate(scheduler.sigmas[:-1].tolist()):
-        assert levels(position) == pytest.approx((1 - sigma, sigma, 1))
+        assert clock.seen(position) == pytest.approx((1 - sigma, sigma, 1))
 
 
 @pytest.mark.parametrize("builder", ["flux_img2img", "sdxl_img2img"])
@@ -107,7 +108,7 @@ def test_image_to_image_that_begins_below_the_window(builder):
     plain = call(pipe)
     negengine.apply(pipe, negengine.NegToMe(timesteps=(850, 1000), threshold=-1, min_grid=1))
     assert torch.equal(call(pipe), plain)
-    status = negengine.status(pipe)
+    status = negengine.status(pipe)[negengine.NegToMe]
     assert status.active_steps == 0 < status.steps
 
 
@@ -146,7 +147,7 @@ def test_bare_unet(everywhere):
     negengine.apply(pipe.unet, settings, scheduler=None if everywhere else pipe.scheduler)
     expected, seed = literal(twin, draw, 2, timesteps=window)
     assert torch.equal(draw(pipe, seed=seed), expected)
-    status = negengine.status(pipe.unet)
+    status = negengine.status(pipe.unet)[negengine.NegToMe]
     assert (status.steps, status.active_steps) == (3, 3 if everywhere else 2)
     negengine.remove(pipe.unet)
     assert torch.equal(draw(pipe), draw(sdxl()))

@@ -32,7 +32,7 @@ def test_a_second_run_counts_anew(family):
     pipe = BUILDERS[family]()
     _, first = hooked(pipe, draw, **ALL)
     draw(pipe)
-    assert negengine.status(pipe) == first
+    assert negengine.status(pipe)[negengine.NegToMe] == first
 
 
 def test_true_guidance_counts_both_calls():
@@ -101,7 +101,7 @@ def test_a_run_is_logged_at_info(family, caplog):
 
 def test_before_the_first_run(family):
     pipe = negengine.apply(BUILDERS[family](), negengine.NegToMe())
-    assert negengine.status(pipe).steps == 0
+    assert negengine.status(pipe)[negengine.NegToMe].steps == 0
     assert "not run yet" in str(negengine.status(pipe))
     with pytest.raises(ValueError, match="no method is applied"):
         negengine.status(negengine.remove(pipe))

@@ -121,4 +121,4 @@ def test_a_denoising_loop_waits_no_more_than_without(name):
     negengine.apply(pipe, dataclasses.replace(preset, backend="triton"))
     waits(pipe)  # compiles
     assert waits(pipe) == without
-    assert negengine.status(pipe).merged_tokens > 0
+    assert negengine.status(pipe)[negengine.NegToMe].merged_tokens > 0

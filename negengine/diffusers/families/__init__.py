@@ -1,4 +1,4 @@
-"""What the plug-in must know of a model family, and which families there are.
+"""Which model families there are.
 
 A new family is a new file that builds one :class:`Family` and a line at the end of this one; from outside the package,
 :func:`register_family` does the same.
@@ -6,68 +6,21 @@ A new family is a new file that builds one :class:`Family` and a line at the end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-Grid = tuple[int, int]
+from negengine.diffusers.families.family import Conditioning, Family, Grid, Latents, Site, Tokens
+from negengine.diffusers.families.flux import FLUX
+from negengine.diffusers.families.sd import SD
+from negengine.diffusers.families.sdxl import SDXL
+from negengine.methods.base import Method
 
+__all__ = ["Conditioning", "Family", "Grid", "Latents", "Site", "Tokens", "find_denoiser", "register_family", "registered"]
 
-@dataclass(frozen=True)
-class Site:
-    """A place where an attention output appears.
-
-    Attributes:
-        name: of the attention block, as users select it.
-        path: of the module to listen to, below the denoiser.
-        where: ``"input"`` or ``"output"`` of that module, a tensor ``[B, tokens, D]``.
-        text_first: whether text tokens precede the image tokens there.
-    """
-
-    name: str
-    path: str
-    where: str
-    text_first: bool = False
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model family.
-
-    Attributes:
-        name: for messages and logs.
-        component: attribute of the pipeline that holds the denoiser.
-        pipelines: pipeline classes, for messages.
-        unsupported: pipeline classes with such a denoiser that cannot be served -> why.
-        matches: whether a module is a denoiser of this family.
-        defaults: fields of :class:`negengine.NegToMe` that are None take these.
-        sites: every attention block of a denoiser, in order of execution.
-        sample: name of the denoiser's input that holds the latents.
-        batched: names of its other inputs with one row per image (tensors, or containers of them).
-        text_tokens: number of text tokens in a call, from its named inputs.
-        latent_size: ``(height, width)`` of a call's latents, from its named inputs; None if they do not tell.
-        token_grids: number of image tokens -> their grid, for latents of a height and width.
-        pack: latents ``[A, C, h, w]`` -> rows as ``sample`` takes them.
-    """
-
-    name: str
-    component: str
-    pipelines: tuple[str, ...]
-    matches: Callable[[nn.Module], bool]
-    defaults: Mapping[str, Any]
-    sites: Callable[[nn.Module], Iterable[Site]]
-    sample: str
-    batched: tuple[str, ...]
-    text_tokens: Callable[[Mapping[str, Any]], int]
-    latent_size: Callable[[Mapping[str, Any]], Grid | None]
-    token_grids: Callable[[int, int], dict[int, Grid]]
-    pack: Callable[[Tensor], Tensor]
-    unsupported: Mapping[str, str] = field(default_factory=dict)
-
-
+Settings = TypeVar("Settings", bound=Method)
 _FAMILIES: dict[str, Family] = {}  # the first that fits a denoiser is taken
 
 
@@ -112,13 +65,10 @@ def find_denoiser(target: Any) -> tuple[nn.Module, Family]:
     )
 
 
-def with_family_defaults(settings: Any, target: Any) -> Any:
-    """A method's settings as ``target``, a pipeline or a denoiser, will use them: no field left at None."""
-    return settings.with_defaults(**find_denoiser(target)[1].defaults)
+def with_family_defaults(settings: Settings, target: Any) -> Settings:
+    """A method's settings as ``target``, a pipeline or a denoiser, will use them: no field left at None that the family sets."""
+    return settings.with_defaults(**find_denoiser(target)[1].defaults.get(settings.name, {}))
 
 
-from negengine.diffusers.families.flux import FLUX  # noqa: E402  (the families need the records above)
-from negengine.diffusers.families.sdxl import SDXL  # noqa: E402
-
-register_family(FLUX)
-register_family(SDXL)
+for _family in (FLUX, SDXL, SD):
+    register_family(_family)

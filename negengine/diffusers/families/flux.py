@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from negengine.diffusers.families import Family, Grid, Site
+from negengine.diffusers.families.family import Conditioning, Family, Grid, Latents, Site, Tokens
 
 
 def sites(transformer: Any) -> Iterator[Site]:
@@ -21,13 +21,25 @@ def sites(transformer: Any) -> Iterator[Site]:
         yield Site(name, f"{name}.attn", "output", text_first=True)
 
 
-def text_tokens(inputs: Mapping[str, Any]) -> int:
+def text(inputs: Mapping[str, Any]) -> int:
     return inputs["encoder_hidden_states"].shape[1]
 
 
-def token_grids(height: int, width: int) -> dict[int, Grid]:
+def grids(height: int, width: int) -> dict[int, Grid]:
     """2 x 2 latents make a token."""
     return {(height // 2) * (width // 2): (height // 2, width // 2)}
+
+
+def size(inputs: Mapping[str, Any]) -> None:
+    """Packed latents have lost their shape."""
+
+
+def prepared(pipe: Any, arguments: Mapping[str, Any], latents: Tensor) -> Grid:
+    """From the size of the image, unless the latents are not packed."""
+    if latents.ndim == 4:
+        return latents.shape[-2], latents.shape[-1]
+    step = pipe.vae_scale_factor * 2
+    return 2 * (int(arguments["height"]) // step), 2 * (int(arguments["width"]) // step)
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -37,6 +49,11 @@ def pack(latents: Tensor) -> Tensor:
     return patches.reshape(A, (h // 2) * (w // 2), 4 * C)
 
 
+def prompts(encoded: Sequence[Any]) -> dict[str, Tensor]:
+    embeds, pooled, _ = encoded
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
 KONTEXT = ("FluxKontextPipeline", "FluxKontextInpaintPipeline")
 
 FLUX = Family(
@@ -44,27 +61,31 @@ FLUX = Family(
     component="transformer",
     pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxControlNetPipeline"),
     matches=lambda module: isinstance(module, FluxTransformer2DModel),
-    defaults={
-        "alpha": 0.9,
-        "threshold": 0.65,
-        "timesteps": (900, 1000),
-        "blocks": ("transformer_blocks", "single_transformer_blocks"),
-        "min_grid": 1,
-    },
-    sites=sites,
-    sample="hidden_states",
-    batched=(
-        "encoder_hidden_states",
-        "pooled_projections",
-        "timestep",
-        "guidance",
-        "controlnet_block_samples",
-        "controlnet_single_block_samples",
-        "joint_attention_kwargs",
+    tokens=Tokens(sites=sites, text=text, grids=grids),
+    latents=Latents(size=size, prepared=prepared, pack=pack),
+    conditioning=Conditioning(
+        sample="hidden_states",
+        batched=(
+            "encoder_hidden_states",
+            "pooled_projections",
+            "timestep",
+            "guidance",
+            "controlnet_block_samples",
+            "controlnet_single_block_samples",
+            "joint_attention_kwargs",
+        ),
+        prompts=prompts,
+        cfg="calls",
     ),
-    text_tokens=text_tokens,
-    latent_size=lambda inputs: None,  # packed latents have lost their shape
-    token_grids=token_grids,
-    pack=pack,
+    defaults={
+        "negtome": {
+            "alpha": 0.9,
+            "threshold": 0.65,
+            "timesteps": (900, 1000),
+            "blocks": ("transformer_blocks", "single_transformer_blocks"),
+            "min_grid": 1,
+        },
+        "nag": {"scale": 5.0, "tau": 2.5, "alpha": 0.25},
+    },
     unsupported=dict.fromkeys(KONTEXT, "it joins the tokens of another image to those of the image"),
 )

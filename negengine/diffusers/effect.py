@@ -1,0 +1,144 @@
+"""What a method does to a denoiser: the doors through which it may act, each of which does nothing until it is overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from negengine.diffusers.clock import Clock
+from negengine.diffusers.families import Family, Grid, Site
+from negengine.diffusers.report import Report
+from negengine.diffusers.rows import Join, Rows
+from negengine.methods.base import Method
+from negengine.methods.prompts import Prompt
+
+Settings = TypeVar("Settings", bound=Method)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A pipeline's call, when its prompts have been encoded.
+
+    Attributes:
+        pipe: the pipeline.
+        images: prompts x images per prompt.
+        images_per_prompt: of each prompt.
+        device, dtype: of the prompts' embeddings.
+        encode: prompts -> the denoiser's inputs that they become, with a row per image, of the length of the call's own.
+    """
+
+    pipe: Any
+    images: int
+    images_per_prompt: int
+    device: torch.device
+    dtype: torch.dtype
+    encode: Callable[[Prompt], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that the scheduler has made.
+
+    Attributes:
+        position: on the timesteps.
+        sample: that it was made from. previous: that it led to.
+    """
+
+    position: int
+    sample: Tensor
+    previous: Tensor
+
+
+class Effect(Generic[Settings]):
+    """One method on one denoiser.
+
+    The host's doors are called between the denoiser's forwards, and there alone may an effect change what it holds. The
+    others are called inside the forward, possibly compiled, and only while ``active``: they read.
+
+    Attributes:
+        active: whether the next call of the denoiser is to be changed.
+        start, stop: which rows of the batch it has joined.
+        places_rows_first: whether its joined rows must follow the pipeline's at once.
+        listens_last: whether it hears a site after all others.
+    """
+
+    places_rows_first = False
+    listens_last = False
+
+    def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
+        self.settings, self.family, self.unscheduled = settings, family, unscheduled
+        self.active = False
+        self.start = self.stop = 0
+
+    @classmethod
+    def check(cls, settings: Settings, family: Family, pipe: Any | None, scheduler: Any | None) -> None:
+        """Raise ValueError for settings that cannot work on a pipeline, or on a bare denoiser (``pipe`` None)."""
+
+    def sites(self) -> Iterable[Site]:
+        """Where it wants to hear: the denoiser's sites, or further places of :data:`Site.where` ``"arguments"``."""
+        return ()
+
+    # --- on the host, between forwards ---------------------------------------------------------------------------
+
+    def prove(self, devices: Iterable[torch.device], dtype: torch.dtype, denoiser: nn.Module) -> None:
+        """It is about to be used on these devices, before anything is changed."""
+
+    def begin(self, call: Call) -> None:
+        """A pipeline's call has encoded its prompts. Raises for what cannot work in this call."""
+
+    def second_prompts(self) -> None:
+        """The call has encoded further prompts: it guides by calling the denoiser twice per step."""
+
+    def sized(self, size: Grid, grids: Mapping[int, Grid]) -> None:
+        """The height and width of the latents, and the token grids that follow, are known."""
+
+    def latents_prepared(self, pipe: Any, size: Grid, device: torch.device, dtype: torch.dtype) -> None:
+        """The pipeline has made its first latents."""
+
+    def scheduled(self, clock: Clock) -> None:
+        """The timesteps are laid out."""
+
+    def at(self, clock: Clock) -> bool:
+        """The next call is at ``clock.position``: prepare for it, and say whether it is to be changed."""
+        return False
+
+    def stepped(self, step: Step, clock: Clock) -> None:
+        """The scheduler has made a step; ``clock`` still stands at it."""
+
+    def finish(self) -> None:
+        """The pipeline's call is over."""
+
+    def report(self, clock: Clock) -> Report:
+        """What it did in the last run."""
+        raise NotImplementedError
+
+    # --- in the forward ------------------------------------------------------------------------------------------
+
+    def inputs(self, inputs: dict[str, Any], rows: Rows) -> dict[str, Any]:
+        """The denoiser's inputs by name, with the conditioning edited."""
+        return inputs
+
+    def joins(self, inputs: Mapping[str, Any], rows: Rows) -> Join | None:
+        """The rows that it wants in this call."""
+        return None
+
+    def arguments(self, arguments: dict[str, Any], number: int, rows: Rows) -> dict[str, Any]:
+        """What the module of its site ``number`` is called with, by name."""
+        return arguments
+
+    def tokens(self, x: Tensor, number: int, rows: Rows) -> Tensor | None:
+        """The image tokens ``[rows, tokens, D]`` at its site ``number``: changed in place, or returned anew."""
+        return None
+
+    def prediction(self, base: Tensor, own: Tensor) -> Tensor:
+        """The denoiser's output: the pipeline's rows, as they go back to it, and the effect's own."""
+        return base
+
+
+def overrides(effect: Effect[Any], door: str) -> bool:
+    """Whether an effect uses a door."""
+    return getattr(type(effect), door) is not getattr(Effect, door)

@@ -1,0 +1,41 @@
+"""Stable Diffusion 1.4, 1.5 and 2.x: the UNet of SDXL without pooled text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from negengine.diffusers.families.family import Conditioning, Family
+from negengine.diffusers.families.unet import BATCHED, LATENTS, TOKENS
+
+# A UNet with one of these inputs belongs to a model that takes more than a prompt
+FURTHER_INPUTS = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
+
+
+def matches(module: nn.Module) -> bool:
+    if not isinstance(module, UNet2DConditionModel) or any(module.config.get(name) is not None for name in FURTHER_INPUTS):
+        return False
+    return any(kind.startswith("CrossAttn") for kind in module.config.down_block_types)
+
+
+def prompts(encoded: Sequence[Any]) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": encoded[0]}
+
+
+SD = Family(
+    name="Stable Diffusion 1.x and 2.x",
+    component="unet",
+    pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline"),
+    matches=matches,
+    tokens=TOKENS,
+    latents=LATENTS,
+    conditioning=Conditioning(sample="sample", batched=BATCHED, prompts=prompts),
+    # no paper gives NegToMe's settings for these models: SDXL's, which have the same blocks
+    defaults={
+        "negtome": {"alpha": 0.9, "threshold": 0.7, "timesteps": (800, 1000), "blocks": ("up_blocks",), "min_grid": 32},
+        "nag": {"scale": 5.0, "tau": 2.5, "alpha": 0.38},
+    },
+)

@@ -1,0 +1,65 @@
+"""What the UNets of Stable Diffusion have in common: attention at several resolutions, text through cross-attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from negengine.diffusers.families.family import Grid, Latents, Site, Tokens
+
+LEVELS = 8  # halvings looked at; more than any UNet has
+BATCHED = (
+    "timestep",
+    "encoder_hidden_states",
+    "class_labels",
+    "timestep_cond",
+    "attention_mask",
+    "cross_attention_kwargs",
+    "added_cond_kwargs",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+    "encoder_attention_mask",
+)
+
+
+def _attentions(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Paths in order of execution."""
+    for part in ("down_blocks", "mid_block", "up_blocks"):
+        for name, _ in getattr(unet, part).named_modules(prefix=part):
+            if name.endswith(suffixes):
+                yield name
+
+
+def sites(unet: nn.Module) -> Iterator[Site]:
+    """Self- and cross-attention, after the output projection."""
+    return (Site(name, name, "output") for name in _attentions(unet, (".attn1", ".attn2")))
+
+
+def cross(unet: nn.Module) -> Iterator[str]:
+    return _attentions(unet, (".attn2",))
+
+
+def grids(height: int, width: int) -> dict[int, Grid]:
+    """Every level halves the grid, rounding up."""
+    found: dict[int, Grid] = {}
+    for level in range(LEVELS):
+        grid = math.ceil(height / 2**level), math.ceil(width / 2**level)
+        found.setdefault(grid[0] * grid[1], grid)
+    return found
+
+
+def size(inputs: Mapping[str, Any]) -> Grid:
+    height, width = inputs["sample"].shape[-2:]
+    return height, width
+
+
+def _no_text(inputs: Mapping[str, Any]) -> int:
+    return 0  # text enters through cross-attention only
+
+
+TOKENS = Tokens(sites=sites, text=_no_text, grids=grids, cross=cross)
+LATENTS = Latents(size=size)

@@ -1,0 +1,343 @@
+"""All that listens to one denoiser and its pipeline, for every method that is applied to them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from negengine.diffusers.clock import Clock
+from negengine.diffusers.effect import Call, Effect, Step, overrides
+from negengine.diffusers.families import Family, Grid, Site
+from negengine.diffusers.listen import MethodListener
+from negengine.diffusers.prompts import encoder
+from negengine.diffusers.report import Status
+from negengine.diffusers.rows import Rows, join
+
+logger = logging.getLogger("negengine")
+
+SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
+
+
+@dataclass
+class Place:
+    """A module that is listened to: ``heard`` holds the effects that do, each with its own number of the site."""
+
+    site: Site
+    heard: list[tuple[Effect[Any], int]] = field(default_factory=list)
+
+
+class Session:
+    """The effects on one denoiser, the hooks and listeners that drive them, and what they share.
+
+    The host's side is driven by the pipeline's and the scheduler's own calls, between the denoiser's forwards. The
+    forward only reads: ``active``, the effects, the number of text tokens.
+    """
+
+    def __init__(
+        self, pipe: Any | None, denoiser: nn.Module, family: Family, effects: Sequence[Effect[Any]], scheduler: Any
+    ) -> None:
+        self.family, self.effects = family, list(effects)
+        self.clock = Clock(unscheduled=pipe is None and scheduler is None)
+        self.rows = Rows()
+        self.open = pipe is None  # a call of the pipeline that was applied to is running
+        self.active = False  # some effect is, in the next call of the denoiser
+        self.text_tokens = 0
+        self.size: Grid | None = None
+        self.grids: dict[int, Grid] = {}
+        self.places = places(self.effects)
+        self.editors = [effect for effect in self.effects if overrides(effect, "inputs")]
+        joiners = [effect for effect in self.effects if overrides(effect, "joins")]
+        self.joiners = sorted(joiners, key=lambda effect: not effect.places_rows_first)
+        self.owners = [effect for effect in self.effects if overrides(effect, "prediction")]
+        # weak, so that the table of sessions keeps no model alive
+        self.pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
+        self.denoiser: Callable[[], Any] = weakref.ref(denoiser)
+        self._inputs = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
+        self._hooks: list[RemovableHandle] = []
+        self._modules: list[weakref.ref[nn.Module]] = []
+        self._scheduler_listeners: list[MethodListener] = []
+        self._pipe_listeners: list[MethodListener] = []
+        self._prompts = 0  # lists of prompts that the running call has encoded
+        self._silent = False
+        self._attach(denoiser)
+        self._follow(scheduler if pipe is None else pipe.scheduler)
+        if pipe is not None:
+            self._pipe_listeners = [
+                MethodListener(pipe, name, heard)
+                for name, heard in (
+                    ("check_inputs", self._heard_check_inputs),
+                    ("encode_prompt", self._heard_encode_prompt),
+                    ("prepare_latents", self._heard_prepare_latents),
+                    ("maybe_free_model_hooks", self._heard_end),
+                )
+                if hasattr(pipe, name)
+            ]
+        if self.clock.unscheduled:
+            self._decide()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """Nothing drives a copied denoiser: its hooks stay silent."""
+        twin = copy.copy(self)
+        twin.active = twin.open = False
+        twin.effects, twin.editors, twin.joiners, twin.owners = [], [], [], []
+        return twin
+
+    def detach(self) -> None:
+        """Take every hook and listener off."""
+        for hook in self._hooks:
+            hook.remove()
+        for listener in self._scheduler_listeners + self._pipe_listeners:
+            listener.remove()
+        self._hooks, self._scheduler_listeners, self._pipe_listeners = [], [], []
+
+    @property
+    def heard_places(self) -> set[tuple[str, str]]:
+        """Every module that has a hook, and at which of its ends."""
+        whole = {("", "input")} | ({("", "output")} if self.joiners or self.owners else set())
+        return whole | {(place.site.path, place.site.where) for place in self.places}
+
+    def status(self) -> Status:
+        return Status({type(effect.settings): effect.report(self.clock) for effect in self.effects})
+
+    # --- the denoiser --------------------------------------------------------------------------------------------
+
+    def _attach(self, denoiser: nn.Module) -> None:
+        modules = [denoiser.get_submodule(place.site.path) for place in self.places]
+        self._modules = [weakref.ref(module) for module in modules]
+        self._hooks = [denoiser.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)]
+        if self.joiners or self.owners:
+            self._hooks.append(denoiser.register_forward_hook(self._leave))
+        for number, (place, module) in enumerate(zip(self.places, modules, strict=True)):
+            site = place.site
+            if site.where == "input":
+                hook = module.register_forward_pre_hook(functools.partial(_site_input, self, number))
+            elif site.where == "arguments":
+                names = tuple(inspect.signature(module.forward).parameters)
+                listener = functools.partial(_site_arguments, self, number, names)
+                hook = module.register_forward_pre_hook(listener, with_kwargs=True)
+            else:
+                hook = module.register_forward_hook(functools.partial(_site_output, self, number, site.text_first))
+            self._hooks.append(hook)
+
+    def _reattach(self, denoiser: nn.Module) -> None:
+        """Loading and unloading LoRA, fusing or quantising replaces modules: listen to those that are there now."""
+        now = [denoiser.get_submodule(place.site.path) for place in self.places]
+        if all(ref() is module for ref, module in zip(self._modules, now, strict=True)):
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._attach(denoiser)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = dict(zip(self._inputs, args, strict=False)) | kwargs
+        changed = self.enter(inputs)
+        return None if changed is inputs else ((), changed)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.active:
+            return None
+        if isinstance(output, tuple):
+            return (self.leave(output[0]), *output[1:])
+        output.sample = self.leave(output.sample)
+        return output
+
+    def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The denoiser is called with these inputs: the same, or others with conditioning edited and rows joined."""
+        size = self.family.latents.size(inputs)
+        if size is not None and size != self.size:
+            self._resize(size)
+        self.text_tokens = self.family.tokens.text(inputs)
+        if not self.active:
+            return inputs
+        conditioning = self.family.conditioning
+        rows = self.rows
+        rows.base = rows.total = len(inputs[conditioning.sample])
+        for effect in self.editors:
+            if effect.active:
+                inputs = effect.inputs(inputs, rows)
+        joins = []
+        for effect in self.joiners:
+            wanted = effect.joins(inputs, rows) if effect.active else None
+            effect.start = effect.stop = rows.total
+            if wanted is not None:
+                rows.total += len(wanted.owner)
+                effect.stop = rows.total
+                joins.append(wanted)
+        return join(inputs, joins, conditioning) if joins else inputs
+
+    def leave(self, sample: Tensor) -> Tensor:
+        """The denoiser's output without the joined rows, and with the prediction of the effect that owns it."""
+        rows = self.rows
+        base = sample[: rows.base] if rows.total > rows.base else sample
+        for effect in self.owners:
+            if effect.active:
+                base = effect.prediction(base, sample[effect.start : effect.stop])
+        return base
+
+    def tokens(self, x: Tensor, place: int) -> Tensor:
+        """What the effects make of the tokens at a place: ``x`` itself where they changed it in place, or nothing."""
+        for effect, number in self.places[place].heard:
+            if effect.active:
+                changed = effect.tokens(x, number, self.rows)
+                x = x if changed is None else changed
+        return x
+
+    def _resize(self, size: Grid) -> None:
+        self.size = size
+        self.grids = self.family.tokens.grids(*size)
+        for effect in self.effects:
+            effect.sized(size, self.grids)
+
+    # --- the host, once per step ---------------------------------------------------------------------------------
+
+    def _decide(self) -> None:
+        """What the next call of the denoiser is to have done to it."""
+        for effect in self.effects:
+            effect.active = self.open and effect.at(self.clock)
+        self.active = any(effect.active for effect in self.effects)
+
+    def _move_to(self, position: int) -> None:
+        self.clock.position = position
+        self._decide()
+
+    # --- the scheduler -------------------------------------------------------------------------------------------
+
+    def _follow(self, scheduler: Any | None) -> None:
+        if scheduler is self.clock.scheduler:
+            return
+        for listener in self._scheduler_listeners:
+            listener.remove()
+        self.clock.scheduler = scheduler
+        self._scheduler_listeners = [
+            MethodListener(scheduler, name, getattr(self, f"_heard_{name}"))
+            for name in SCHEDULER_METHODS
+            if hasattr(scheduler, name)
+        ]
+
+    def _heard_set_timesteps(self, arguments: Mapping[str, Any], result: Any) -> None:
+        self.clock.schedule(self.clock.scheduler)
+        for effect in self.effects:
+            effect.scheduled(self.clock)
+        self._move_to(0)
+
+    def _heard_set_begin_index(self, arguments: Mapping[str, Any], result: Any) -> None:
+        self._move_to(arguments["begin_index"])
+
+    def _heard_scale_model_input(self, arguments: Mapping[str, Any], result: Any) -> None:
+        position = self.clock.locate(arguments.get("timestep"))
+        if position is not None and position != self.clock.position:
+            self._move_to(position)
+
+    def _heard_step(self, arguments: Mapping[str, Any], result: Any) -> None:
+        position = self.clock.locate(arguments.get("timestep"))
+        position = self.clock.position if position is None else position
+        self.clock.steps += 1
+        previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        step = Step(position, arguments["sample"], previous)
+        for effect in self.effects:
+            if self.open:
+                effect.stepped(step, self.clock)
+        self._move_to(position + 1)
+
+    # --- the pipeline --------------------------------------------------------------------------------------------
+
+    def _heard_check_inputs(self, arguments: Mapping[str, Any], result: Any) -> None:
+        self._prompts = 0
+
+    def _heard_encode_prompt(self, arguments: Mapping[str, Any], result: tuple[Any, ...]) -> None:
+        if self._silent:
+            return
+        pipe, denoiser = self.pipe(), self.denoiser()
+        present = getattr(pipe, self.family.component)
+        if getattr(present, "_orig_mod", present) is not denoiser:
+            raise RuntimeError(
+                f"the pipeline's {self.family.component} was replaced after negengine.apply; call apply again (or remove)"
+            )
+        self._prompts += 1
+        if self._prompts > 1 and hasattr(pipe, "check_inputs"):
+            for effect in self.effects:
+                effect.second_prompts()
+            return
+        self._reattach(denoiser)
+        self._follow(pipe.scheduler)
+        embeds = result[0]
+        per_prompt = arguments.get("num_images_per_prompt") or 1
+        call = Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, self._encoder(arguments, embeds))
+        self.clock.rewind()
+        self.open, self.active = True, False
+        for effect in self.effects:
+            effect.active = False
+            effect.prove([embeds.device], embeds.dtype, denoiser)
+            effect.begin(call)
+
+    def _encoder(self, arguments: Mapping[str, Any], embeds: Tensor) -> Any:
+        return encoder(self.pipe(), self.family, arguments, embeds, self._unheard)
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """For calls of the pipeline's methods that are our own."""
+        self._silent = True
+        try:
+            yield
+        finally:
+            self._silent = False
+
+    def _heard_prepare_latents(self, arguments: Mapping[str, Any], result: Any) -> None:
+        pipe = self.pipe()
+        latents = result[0] if isinstance(result, tuple) else result
+        size = self.family.latents.prepared(pipe, arguments, latents)
+        self._resize(size)
+        for effect in self.effects:
+            effect.latents_prepared(pipe, size, latents.device, latents.dtype)
+        self._decide()
+
+    def _heard_end(self, arguments: Mapping[str, Any], result: Any) -> None:
+        self.active = self.open = False
+        for effect in self.effects:
+            effect.active = False
+            effect.finish()
+        for report in self.status():
+            logger.log(logging.WARNING if report.idle_reason else logging.INFO, "%s", report)
+
+
+def places(effects: Sequence[Effect[Any]]) -> list[Place]:
+    """Every module that some effect wants to hear, each once."""
+    found: dict[tuple[str, str], Place] = {}
+    for effect in sorted(effects, key=lambda effect: effect.listens_last):
+        for number, site in enumerate(effect.sites()):
+            found.setdefault((site.path, site.where), Place(site)).heard.append((effect, number))
+    return list(found.values())
+
+
+def _site_input(session: Session, place: int, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    if session.active:
+        x = session.tokens(args[0], place)
+        return None if x is args[0] else (x, *args[1:])
+    return None
+
+
+def _site_output(session: Session, place: int, text_first: bool, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    if session.active:
+        session.tokens(output[:, session.text_tokens :] if text_first else output, place)
+
+
+def _site_arguments(
+    session: Session, place: int, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if not session.active:
+        return None
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    for effect, number in session.places[place].heard:
+        if effect.active:
+            arguments = effect.arguments(arguments, number, session.rows)
+    return (), arguments
