@@ -43,7 +43,7 @@ def guide(
     copies: int = 1,
     backend: str | None = None,
 ) -> Tensor:
-    """A prediction pushed away from another (equation 13 of arXiv 2410.14398; with a constant strength, negative prompting).
+    """A prediction pushed away from another: the guided noise of arXiv 2410.14398; with a constant strength, negative prompting.
 
     ``e - lambda (m - e)``, where ``e`` is ``conditional`` and ``m`` is ``negative``, or, with classifier-free guidance,
     ``e = u + g (conditional - u)`` and, where ``guide_negative``, ``m = u + g (negative - u)``. Computed in float32, rounded once.
@@ -80,7 +80,7 @@ def evidence(
     clip: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """What a sampling step says for the base prediction and against the avoided one (equation 12 of arXiv 2410.14398).
+    """What a sampling step says for the base prediction and against the avoided one: the likelihood ratio of arXiv 2410.14398.
 
     For ``a`` of the predictions ``e`` and ``m`` of :func:`guide`: ``x0_a = means[0] sample + means[1] a``, clamped to
     ``[-clip, clip]``, and ``mu_a = means[2] x0_a + means[3] sample``. Returned is ``|previous - mu_m|^2 - |previous - mu_e|^2``,
@@ -127,7 +127,7 @@ def distances(
 
 
 def nag(positive: Tensor, negative: Tensor, scale: float, tau: float, alpha: float, backend: str | None = None) -> Tensor:
-    """Normalized attention guidance (arXiv 2505.21179, equations 7 to 10) into a new tensor.
+    """Normalized attention guidance (arXiv 2505.21179: extrapolation, normalization, refinement) into a new tensor.
 
     ``g = z+ + (scale - 1)(z+ - z-)``; each token's ``g`` is scaled down to at most ``tau`` times the L1 norm of ``z+``;
     the result is ``alpha g + (1 - alpha) z+``. Computed in float32, rounded once.

@@ -1,7 +1,7 @@
 """Guidance away from something, in plain PyTorch: the definition that every backend is tested against.
 
-Written to be read beside the papers: dynamic negative guidance (Koulischer et al., arXiv 2410.14398, algorithm 1) and normalized
-attention guidance (Chen et al., arXiv 2505.21179, equations 7 to 10). Run it on float64 tensors for the oracle, on any other float
+Written to be read beside the papers: dynamic negative guidance (Koulischer et al., arXiv 2410.14398) and normalized
+attention guidance (Chen et al., arXiv 2505.21179). Run it on float64 tensors for the oracle, on any other float
 dtype for "what torch itself would give": then every step is rounded to that dtype.
 
 Notation: ``c``, ``n`` and ``u`` are the denoiser's predictions for the prompt, for what is to be avoided, and for no prompt at all,
