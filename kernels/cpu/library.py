@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 from negengine.kernels.cpu.build import FAILURE, NAME
 
-ABI = 2  # NEGENGINE_ABI of include/negengine_cpu.h
+ABI = 3  # NEGENGINE_ABI of include/negengine_cpu.h
 FOLDER = Path(__file__).resolve().parent
 SEARCHES = {"auto": 0, "exact": 1, "bf16": 2, "int8": 3}
 MATCHINGS = {"paper": 0, "release": 1}
@@ -35,6 +35,40 @@ class MergeArguments(Structure):
     _fields_ = [(name, c_void_p) for name in ("y", "alpha", "threshold", "keep", "stats")] + [
         (name, c_int64) for name in ("y_image", "y_token", "alpha_image", "keep_image", "keep_token", "stats_entry")
     ]
+
+
+class Branches(Structure):
+    """``negengine_branches``."""
+
+    _fields_ = (
+        [(name, c_void_p) for name in ("conditional", "negative", "unconditional")]
+        + [(name, c_int64) for name in ("n", "size", "conditional_image", "negative_image", "unconditional_image")]
+        + [("guidance", c_double)]
+        + [(name, c_int32) for name in ("dtype", "guide_negative", "threads")]
+    )
+
+
+class Transition(Structure):
+    """``negengine_transition``."""
+
+    _fields_ = (
+        [(name, c_void_p) for name in ("sample", "previous")]
+        + [(name, c_int64) for name in ("sample_image", "previous_image")]
+        + [("means", c_double * 4), ("clip", c_double)]
+        + [(name, c_int32) for name in ("sample_dtype", "previous_dtype")]
+    )
+
+
+class NagArguments(Structure):
+    """``negengine_nag_arguments``."""
+
+    _fields_ = (
+        [(name, c_void_p) for name in ("positive", "negative", "out", "other")]
+        + [(name, c_int64) for name in ("B", "T", "D")]
+        + [(f"{name}_{of}", c_int64) for name in ("positive", "negative", "out", "other") for of in ("image", "token")]
+        + [(name, c_double) for name in ("scale", "tau", "alpha")]
+        + [(name, c_int32) for name in ("dtype", "threads")]
+    )
 
 
 @functools.cache
@@ -66,6 +100,9 @@ def _open() -> tuple[ctypes.CDLL | None, str | None]:
         ("negengine_match", c_int, [c_void_p, POINTER(Problem), c_void_p, c_void_p]),
         ("negengine_merge", c_int, [c_void_p, POINTER(Problem), *[c_void_p] * 4, c_int64, c_int64]),
         ("negengine_negtome", c_int, [c_void_p, POINTER(Problem), POINTER(MergeArguments)]),
+        ("negengine_guide", c_int, [c_void_p, POINTER(Branches), c_void_p, c_int64, c_void_p]),
+        ("negengine_evidence", c_int, [c_void_p, POINTER(Branches), POINTER(Transition), c_void_p]),
+        ("negengine_nag", c_int, [c_void_p, POINTER(NagArguments)]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import threading
 from ctypes import byref
@@ -14,8 +15,19 @@ from torch import Tensor
 
 from negengine.kernels.call import Call
 from negengine.kernels.cpu import library
-from negengine.kernels.cpu.library import MATCHINGS, SEARCHES, MergeArguments, Problem, Workspace
-from negengine.ops.registry import Backend, register_backend
+from negengine.kernels.cpu.library import (
+    MATCHINGS,
+    SEARCHES,
+    Branches,
+    MergeArguments,
+    NagArguments,
+    Problem,
+    Transition,
+    Workspace,
+)
+from negengine.kernels.guidance import Branches as Predictions
+from negengine.kernels.guidance import Evidence, Guide, Nag
+from negengine.ops.registry import Backend, Guidance, register_backend
 
 WORKSPACE_BYTES = 64 * 2**20  # kept between calls
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -137,4 +149,66 @@ def _run(call: Call) -> None:
         y.copy_(target)
 
 
-register_backend(Backend("cpu", missing=library.missing, refuses=_refuses, match=_match, run=_run))
+# --- guidance ----------------------------------------------------------------------------------------------------
+
+
+def _branches(given: Predictions) -> Branches:
+    u = given.unconditional
+    return Branches(
+        given.conditional.data_ptr(),
+        given.negative.data_ptr(),
+        None if u is None else u.data_ptr(),
+        *given.conditional.shape,
+        given.conditional.stride(0),
+        given.negative.stride(0),
+        0 if u is None else u.stride(0),
+        0.0 if given.guidance is None else given.guidance.item(),
+        _DTYPES[given.conditional.dtype],
+        given.guide_negative,
+        torch.get_num_threads(),
+    )
+
+
+def _guide(call: Guide) -> None:
+    strength = call.strength.double()
+    _native("negengine_guide", byref(_branches(call.branches)), strength.data_ptr(), call.copies, call.out.data_ptr())
+
+
+def _evidence(call: Evidence) -> Tensor:
+    sums = torch.empty(3, len(call.sample), dtype=torch.float64)
+    transition = Transition(
+        call.sample.data_ptr(),
+        call.previous.data_ptr(),
+        call.sample.stride(0),
+        call.previous.stride(0),
+        tuple(call.means.tolist()),
+        math.inf if call.clip is None else call.clip,
+        _DTYPES[call.sample.dtype],
+        _DTYPES[call.previous.dtype],
+    )
+    _native("negengine_evidence", byref(_branches(call.branches)), byref(transition), sums.data_ptr())
+    return sums
+
+
+def _nag(call: Nag) -> None:
+    z, away, out, other = call.positive, call.negative, call.out, call.other
+    arguments = NagArguments(
+        z.data_ptr(),
+        away.data_ptr(),
+        out.data_ptr(),
+        None if other is None else other.data_ptr(),
+        *z.shape,
+        *z.stride()[:2],
+        *away.stride()[:2],
+        *out.stride()[:2],
+        *((0, 0) if other is None else other.stride()[:2]),
+        *(call.scale, call.tau, call.alpha),
+        _DTYPES[z.dtype],
+        torch.get_num_threads(),
+    )
+    _native("negengine_nag", byref(arguments))
+
+
+_GUIDANCE = Guidance(lambda device, dtype: _refuses(device, dtype, "exact"), _guide, _evidence, _nag)
+
+register_backend(Backend("cpu", missing=library.missing, refuses=_refuses, match=_match, run=_run, guidance=_GUIDANCE))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from negengine.kernels.call import Call
-from negengine.kernels.eager import half, match, merge, product
-from negengine.ops.registry import Backend, register_backend
+from negengine.kernels.eager import guidance, half, match, merge, product
+from negengine.ops.registry import Backend, Guidance, register_backend
 
 
 def _compute(dtype: torch.dtype) -> torch.dtype:
@@ -50,4 +50,6 @@ def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | Non
     return None if search in ("auto", "exact") else f"searches exactly, has no search={search!r}"
 
 
-register_backend(Backend("torch", missing=lambda: None, refuses=_refuses, match=_match, run=_run))
+_GUIDANCE = Guidance(lambda device, dtype: None, guidance.guide, guidance.evidence, guidance.nag)
+
+register_backend(Backend("torch", missing=lambda: None, refuses=_refuses, match=_match, run=_run, guidance=_GUIDANCE))

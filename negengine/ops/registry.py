@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from negengine.kernels.call import Call
+from negengine.kernels.guidance import Evidence, Guide, Nag
 
 SEARCHES = ("auto", "exact", "bf16", "int8", "fp8")
 
@@ -19,8 +20,26 @@ def never(call: Call) -> None:
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """A backend's operators on predictions and attention outputs.
+
+    Attributes:
+        refuses: ``(device, dtype) ->`` None if it takes tensors of that dtype there, else why not.
+        guide, nag: write ``call.out`` and, of the latter, ``call.other``.
+        evidence: float64 ``[3, n]``.
+        defers: None if this backend should be chosen by itself on such a device, else why the next one should be.
+    """
+
+    refuses: Callable[[torch.device, torch.dtype], str | None]
+    guide: Callable[[Guide], None]
+    evidence: Callable[[Evidence], Tensor]
+    nag: Callable[[Nag], None]
+    defers: Callable[[torch.device, torch.dtype], str | None] = lambda device, dtype: None
+
+
+@dataclass(frozen=True)
 class Backend:
-    """One implementation of the search and the merge.
+    """One implementation of the search and the merge, and of guidance where it has that.
 
     Attributes:
         name: what users pass as ``backend=``.
@@ -32,6 +51,7 @@ class Backend:
         fingerprint: of the sources that ``traced`` opens into.
         traced: name of an operator -> what a compiled graph shows in its place, by the same arguments but ``backend``; operators
             that are not here stay as they are, opaque.
+        guidance: its other operators, None if it has none.
     """
 
     name: str
@@ -42,6 +62,7 @@ class Backend:
     defers: Callable[[Call], str | None] = never
     fingerprint: Callable[[], str] = lambda: ""
     traced: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    guidance: Guidance | None = None
 
 
 _BACKENDS: dict[str, Backend] = {}  # in order of preference
@@ -108,3 +129,32 @@ def find(
         else:
             deferring = deferring or backend
     return deferring, reasons
+
+
+def choose_guidance(name: str | None, device: torch.device, *dtypes: torch.dtype) -> Guidance:
+    """The operators of the named backend, or of the first that takes such tensors and does not defer.
+
+    Without a name, where all that can take the call defer, the first of them.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: the named backend, or every backend, cannot run this call; says why.
+    """
+    reasons: list[str] = []
+    deferring = None
+    for backend in _BACKENDS.values() if name is None else (_BACKENDS[known(name)],):
+        found = backend.guidance
+        if found is None:
+            reasons.append(f"{backend.name}: has no operators of guidance")
+            continue
+        refusals = (found.refuses(device, dtype) for dtype in dict.fromkeys(dtypes))
+        reason = backend.missing() or next((refusal for refusal in refusals if refusal is not None), None)
+        if reason is not None:
+            reasons.append(f"{backend.name}: {reason}")
+        elif name is not None or found.defers(device, dtypes[0]) is None:
+            return found
+        else:
+            deferring = deferring or found
+    if deferring is None:
+        raise RuntimeError(f"no backend for guidance in {', '.join(map(str, dtypes))} on {device} ({'; '.join(reasons)})")
+    return deferring

@@ -1,4 +1,4 @@
-/* Negative token merging (arXiv 2412.01339) on CPUs: a plain C interface, independent of any tensor library.
+/* Negative token merging (arXiv 2412.01339) on CPUs, and guidance at the end: a plain C interface, independent of any tensor library.
  *
  *   S[i, j] = <x_i, r_j> / (max(|x_i|, eps) max(|r_j|, eps)),  eps = 1e-12
  *   j(i)    = the allowed j with the largest S[i, j], the lowest of equals
@@ -25,7 +25,7 @@
 extern "C" {
 #endif
 
-#define NEGENGINE_ABI 2 /* of this header; a caller compares it with negengine_abi() */
+#define NEGENGINE_ABI 3 /* of this header; a caller compares it with negengine_abi() */
 
 enum negengine_status {
   NEGENGINE_OK = 0,
@@ -131,6 +131,58 @@ typedef struct negengine_merge_arguments {
 
 NEGENGINE_API int negengine_negtome(negengine_workspace *workspace, const negengine_problem *problem,
                                     const negengine_merge_arguments *merge);
+
+/* Guidance away from a prediction (dynamic negative guidance, arXiv 2410.14398). n images of `size` adjacent elements each:
+ *
+ *   e = conditional, m = negative                               without unconditional (NULL)
+ *   e = u + guidance (conditional - u), m = negative            with it
+ *   e the same, m = u + guidance (negative - u)                 with it and guide_negative
+ *
+ * Strides count elements and may be zero. n, size >= 0. Arithmetic is in float32. */
+typedef struct negengine_branches {
+  const void *conditional, *negative, *unconditional;
+  int64_t n, size;
+  int64_t conditional_image, negative_image, unconditional_image; /* strides */
+  double guidance;
+  int32_t dtype, guide_negative;
+  int32_t threads; /* at most this many; >= 1 */
+} negengine_branches;
+
+/* out [copies * n, size], adjacent: e + strength (e - m), strength [n], written copies >= 1 times, one after another. out must not
+ * overlap what is read. */
+NEGENGINE_API int negengine_guide(negengine_workspace *workspace, const negengine_branches *branches, const double *strength,
+                                  int64_t copies, void *out);
+
+/* sample, previous [n, size]; x0_a = means[0] sample + means[1] a, clamped to [-clip, clip] (clip > 0, may be infinite), and
+ * d_a = previous - (means[2] x0_a + means[3] sample) for a in {e, m}. */
+typedef struct negengine_transition {
+  const void *sample, *previous;
+  int64_t sample_image, previous_image; /* strides */
+  double means[4];
+  double clip;
+  int32_t sample_dtype, previous_dtype;
+} negengine_transition;
+
+/* sums [3, n]: of (d_m - d_e)(d_m + d_e), of d_m^2, of d_e^2, over the elements of each image. */
+NEGENGINE_API int negengine_evidence(negengine_workspace *workspace, const negengine_branches *branches,
+                                     const negengine_transition *transition, double *sums);
+
+/* Normalized attention guidance (arXiv 2505.21179), token by token: with g = positive + (scale - 1)(positive - negative),
+ * out = alpha g min(1, tau |positive|_1 / |g|_1) + (1 - alpha) positive, the factor being 1 where g is zero.
+ *
+ * [B, T, D], channels adjacent, strides count elements. out may be positive and other negative, each with the strides of its name;
+ * otherwise neither may overlap what is read. other: written like out, or NULL. B, T, D >= 0, tau >= 0, numbers finite. */
+typedef struct negengine_nag_arguments {
+  const void *positive, *negative;
+  void *out, *other;
+  int64_t B, T, D;
+  int64_t positive_image, positive_token, negative_image, negative_token, out_image, out_token, other_image, other_token;
+  double scale, tau, alpha;
+  int32_t dtype;
+  int32_t threads; /* at most this many; >= 1 */
+} negengine_nag_arguments;
+
+NEGENGINE_API int negengine_nag(negengine_workspace *workspace, const negengine_nag_arguments *arguments);
 
 #ifdef __cplusplus
 }

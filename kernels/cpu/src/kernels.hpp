@@ -59,6 +59,24 @@ struct Quantised {
   double lost;       // norm of the channels that became zero, times the root of their share among all
 };
 
+// Predictions from one element on; no unconditional one without classifier-free guidance.
+struct Branches {
+  const void *conditional, *negative, *unconditional;
+  float guidance;
+  bool guide_negative;
+};
+
+// From predictions to the means of the step before; clip may be infinite.
+struct Transition {
+  float means[4], clip;
+};
+
+struct NagSettings {
+  float gain;  // scale - 1
+  double tau;
+  float alpha, rest;  // rest: 1 - alpha
+};
+
 struct Kernels {
   Tile tiles[3];  // by Format; run is null where there is none
   // <a, b> in float64: products are exact, and so is the order
@@ -74,6 +92,14 @@ struct Kernels {
   Quantised (*to_int8[kDTypes])(const void* row, int64_t n, int64_t n_padded, double scale, Centre centre, int zero, uint8_t* out);
   // y = one_plus * x - minus * r in float32, rounded once
   void (*extrapolate[kDTypes])(const void* x, const void* r, void* y, int64_t n, float one_plus, float minus);
+  // the values as float32, followed by anything up to a multiple of 16
+  void (*as_floats[kDTypes])(const void* values, int64_t n, float* out);
+  // e + strength * (e - m) in float32, rounded once
+  void (*guide[kDTypes])(const Branches&, void* out, int64_t n, float strength);
+  // three sums: of the differences of squares, of the squares for m, of those for e; sample and previous have n elements, no more
+  void (*evidence[kDTypes])(const Branches&, const float* sample, const float* previous, int64_t n, const Transition&, double* sums);
+  // one token of n channels; other may be null
+  void (*nag[kDTypes])(const void* positive, const void* negative, void* out, void* other, int64_t n, const NagSettings&);
 };
 
 // Null where the build lacks the instruction set.

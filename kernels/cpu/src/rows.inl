@@ -256,6 +256,8 @@ void extrapolate(const void* x, const void* r, void* y, int64_t n, float one_plu
   }
 }
 
+#include "guidance.inl"
+
 // All of the table but the tiles.
 inline Kernels row_kernels() {
   Kernels kernels = {};
@@ -268,6 +270,10 @@ inline Kernels row_kernels() {
     kernels.to_bf16[i] = to_bf16<T>;
     kernels.to_int8[i] = to_int8<T>;
     kernels.extrapolate[i] = extrapolate<T>;
+    kernels.as_floats[i] = as_floats<T>;
+    kernels.guide[i] = guide<T>;
+    kernels.evidence[i] = evidence<T>;
+    kernels.nag[i] = nag<T>;
   };
   set(F32(), 0);
   set(BF16(), 1);

@@ -39,7 +39,7 @@ struct negengine_workspace {
   enum Use {
     panels, weights, offsets, constants, columns, norms, hashes, hard, centre,  // of the columns
     scratch, pointers, candidates, rows, shifts,                                // of each thread
-    cosines, indices, gates, readers, snapshot,                                 // of the call
+    cosines, indices, gates, readers, snapshot, partials,                       // of the call
     uses
   };
 
