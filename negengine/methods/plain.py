@@ -7,7 +7,7 @@ import json
 import numbers
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ def read_settings(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         ModuleNotFoundError: YAML without PyYAML.
     """
     file = Path(path)
-    parse = {".json": json.loads, ".yaml": _yaml, ".yml": _yaml}.get(file.suffix.lower())
+    parsers: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": _yaml, ".yml": _yaml}
+    parse = parsers.get(file.suffix.lower())
     if parse is None:
         raise ValueError(f"settings are read from .json, .yaml or .yml, got {file}")
     text = file.read_text(encoding="utf-8")

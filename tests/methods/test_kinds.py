@@ -122,7 +122,23 @@ def test_published_numbers():
     assert SafeLatentDiffusion() == SafeLatentDiffusion.preset("medium")
     assert CADS() == CADS(tau1=0.6, tau2=0.9, scale=0.25, psi=1)
     assert SeedVariance.preset("release") == SeedVariance(share=0.5, strength=20, relative=False, timesteps=(800, 1000))
-    assert DiffusionNegativePrompt.preset("paper", captioner=str).steps == 41
+    paper = DiffusionNegativePrompt.preset("paper", captioner=str)
+    assert (paper.steps, paper.guidance) == (41, 7.5)
+
+
+@pytest.mark.parametrize(
+    "name,defaults",
+    [
+        ("dng", {"variance": "posterior", "surrogate": None, "negative": "raw", "cfg": None, "cfg_prompt": ""}),
+        ("negative-prompting", {"scale": 1, "negative": "raw", "cfg": None, "cfg_prompt": ""}),
+        ("nag", {"negative_prompt": "", "scale": None, "tau": None, "alpha": None, "timesteps": (0, 1000), "blocks": None}),
+        ("cads", {"seed": 0}),
+        ("seed-variance", {"share": 0.5, "strength": 1, "relative": True, "timesteps": (800, 1000), "seed": 0}),
+        ("dnp", {"steps": None, "guidance": None, "keep_own": True}),
+    ],
+)
+def test_defaults(name, defaults):
+    assert {key: getattr(made(name), key) for key in defaults} == defaults
 
 
 @pytest.mark.parametrize(
