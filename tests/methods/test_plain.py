@@ -89,6 +89,13 @@ def test_pictures(picture, mask):
     assert one == NegToMe(reference=ReferenceImage(Image.open(picture)))
 
 
+def test_pictures_are_read_at_once(picture):
+    """Not when the first image is made: by then the file may be another, or a service may have run out of handles."""
+    settings = from_plain({"method": "negtome", "reference": [{"image": str(picture)}]})
+    picture.write_bytes(b"")
+    assert settings.pictures[0].image.getpixel((0, 0)) == (1, 2, 3)
+
+
 def test_pictures_without_a_file(picture, mask):
     made = Image.new("RGB", (8, 6))
     with pytest.raises(ValueError, match=r"the picture of negtome\.reference was not opened from a file; save it"):
