@@ -90,10 +90,11 @@ def test_pictures(picture, mask):
 
 
 def test_pictures_are_read_at_once(picture):
-    """Not when the first image is made: by then the file may be another, or a service may have run out of handles."""
-    settings = from_plain({"method": "negtome", "reference": [{"image": str(picture)}]})
-    picture.write_bytes(b"")
-    assert settings.pictures[0].image.getpixel((0, 0)) == (1, 2, 3)
+    """A file that is cut short is refused here, not when the first image is made."""
+    picture.write_bytes(picture.read_bytes()[:45])
+    Image.open(picture)  # which reads its header only
+    with pytest.raises(OSError, match="truncated"):
+        from_plain({"method": "negtome", "reference": [{"image": str(picture)}]})
 
 
 def test_pictures_without_a_file(picture, mask):
