@@ -1,4 +1,4 @@
-"""Settings of negative prompting with a fixed strength, the static limit of DNG (arXiv 2410.14398, section 3)."""
+"""Settings of negative prompting with a fixed strength, the static limit of DNG (arXiv 2410.14398)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def check_prompt(name: str, value: object) -> Prompt:
         return value
     if isinstance(value, Tensor):
         raise TypeError(f"{name} is a tensor {list(value.shape)}; wrap embeddings: Embeddings(prompt, pooled)")
-    if not isinstance(value, Sequence) or isinstance(value, bytes) or not all(isinstance(v, str) for v in value):
+    if not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
         raise TypeError(f"{name} must be a text, a sequence of texts (one per prompt of the call) or Embeddings, got {value!r}")
     if not value:
         raise ValueError(f"{name} is an empty sequence; give one text per prompt of the call, or one text for all")
