@@ -7,15 +7,43 @@ if TYPE_CHECKING:
     from negengine import ops
     from negengine.diffusers.apply import apply, remove, status
     from negengine.diffusers.report import Status
-    from negengine.methods import NegToMe, ReferenceImage
+    from negengine.methods import (
+        CADS,
+        DynamicNegativeGuidance,
+        Embeddings,
+        GuidanceInterval,
+        NegativePrompting,
+        NegToMe,
+        NormalizedAttentionGuidance,
+        ReferenceImage,
+        SafeLatentDiffusion,
+        SeedVariance,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["NegToMe", "ReferenceImage", "Status", "__version__", "apply", "ops", "remove", "status"]
+__all__ = [
+    "CADS",
+    "DynamicNegativeGuidance",
+    "Embeddings",
+    "GuidanceInterval",
+    "NegToMe",
+    "NegativePrompting",
+    "NormalizedAttentionGuidance",
+    "ReferenceImage",
+    "SafeLatentDiffusion",
+    "SeedVariance",
+    "Status",
+    "__version__",
+    "apply",
+    "ops",
+    "remove",
+    "status",
+]
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
 _MODULES = ("diffusers", "methods", "ops", "reference")
-_HOMES = {"Status": "diffusers.report"} | dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
-_HOMES |= dict.fromkeys(("NegToMe", "ReferenceImage"), "methods")
+_HOMES = dict.fromkeys(__all__, "methods") | {"Status": "diffusers.report"}
+_HOMES |= dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
 

@@ -28,6 +28,7 @@ class Call:
         images: prompts x images per prompt.
         images_per_prompt: of each prompt.
         device, dtype: of the prompts' embeddings.
+        inputs: the denoiser's inputs that the call's own prompts have become, by name; a name with dots leads into a container.
         encode: prompts -> the denoiser's inputs that they become, with a row per image, of the length of the call's own.
     """
 
@@ -36,6 +37,7 @@ class Call:
     images_per_prompt: int
     device: torch.device
     dtype: torch.dtype
+    inputs: Callable[[], dict[str, Tensor]]
     encode: Callable[[Prompt], dict[str, Tensor]]
 
 

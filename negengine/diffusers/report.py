@@ -92,6 +92,42 @@ class NegToMeReport(Report):
         return super().__str__()
 
 
+@dataclass(frozen=True)
+class DngReport(Report):
+    """Of dynamic negative guidance.
+
+    Attributes:
+        p: estimate of how far each image belongs to what is avoided, ``[updates + 1][images]``: before the first step and after
+            each.
+        strength: the guidance scale ``scale * p / (1 - p)`` that it commands, likewise; the last one was not used any more.
+        clamped: updates that left ``[p_min, p_max]`` and were clamped, over steps and images.
+        unusable: updates that were not a number and left the estimate as it was.
+    """
+
+    p: tuple[tuple[float, ...], ...]
+    strength: tuple[tuple[float, ...], ...]
+    clamped: int
+    unusable: int
+
+    @property
+    def idle_reason(self) -> str | None:
+        if self.steps and len(self.p) > 1 and all(value == 0 for row in self.strength for value in row):
+            return "`scale` is 0"
+        return super().idle_reason
+
+    def told(self) -> str:
+        if not self.p or not self.p[0]:
+            return super().told()
+        first, last = self.p[0][0], self.p[-1]
+        peak = max(value for row in self.strength[:-1] or self.strength for value in row)
+        done = f"{super().told()}, posterior {first:.2g} -> {min(last):.2g} to {max(last):.2g}, strongest guidance {peak:.3g}"
+        if self.clamped:
+            done += f"; {self.clamped} updates were clamped"
+        if self.unusable:
+            done += f"; {self.unusable} updates were not a number"
+        return done
+
+
 class Status:
     """The reports of all methods on a denoiser, in the order in which they were applied.
 

@@ -56,3 +56,15 @@ def with_rows(value: Any, rows: int, joins: Sequence[Join], name: str) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)([with_rows(v, rows, joins, f"{name}.{i}") for i, v in enumerate(value)])
     return value
+
+
+def reach(inputs: Mapping[str, Any], name: str) -> Any:
+    """The input that a name with dots leads to."""
+    head, _, rest = name.partition(".")
+    return reach(inputs[head], rest) if rest else inputs[head]
+
+
+def replace(inputs: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """``inputs`` with another value where ``name`` leads to; the containers on the way are copied."""
+    head, _, rest = name.partition(".")
+    return {**inputs, head: replace(inputs[head], rest, value) if rest else value}

@@ -272,16 +272,15 @@ class Session:
         self._follow(pipe.scheduler)
         embeds = result[0]
         per_prompt = arguments.get("num_images_per_prompt") or 1
-        call = Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, self._encoder(arguments, embeds))
+        inputs = functools.partial(self.family.conditioning.prompts, result)
+        encode = encoder(pipe, self.family, arguments, embeds, self._unheard)
+        call = Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, inputs, encode)
         self.clock.rewind()
         self.open, self.active = True, False
         for effect in self.effects:
             effect.active = False
             effect.prove([embeds.device], embeds.dtype, denoiser)
             effect.begin(call)
-
-    def _encoder(self, arguments: Mapping[str, Any], embeds: Tensor) -> Any:
-        return encoder(self.pipe(), self.family, arguments, embeds, self._unheard)
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:

@@ -20,7 +20,10 @@ class CADS(Method):
             ``0 <= tau1 < tau2 <= 1``. Sampling runs from time 1 to 0.
         scale: deviation of the noise, in units of the embedding's values, 0 or more.
         psi: share of the result that is rescaled to the clean embedding's mean and deviation, in ``[0, 1]``.
-        seed: of the noise, below 2**32 in size.
+        seed: of the noise, below 2**32 in size; the numbers are drawn on the device, so another device draws others.
+        pooled: anneal pooled embeddings too (SDXL, FLUX).
+        unconditional: anneal the unconditional embedding of classifier-free guidance too, as the extension for the A1111 web
+            interface does.
 
     Raises:
         TypeError, ValueError: a setting that cannot work, with what would.
@@ -34,6 +37,8 @@ class CADS(Method):
     scale: float = 0.25
     psi: float = 1.0
     seed: int = 0
+    pooled: bool = True
+    unconditional: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tau1", "tau2", "psi"):
@@ -42,3 +47,5 @@ class CADS(Method):
             raise ValueError(f"tau1 must be below tau2, got {self.tau1:g} and {self.tau2:g}")
         self._set("scale", checks.not_negative("scale", self.scale))
         checks.seed(self.seed)
+        checks.flag("pooled", self.pooled)
+        checks.flag("unconditional", self.unconditional)

@@ -5,8 +5,6 @@ Both take the random numbers as tensors, so that the caller says by which genera
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ def cads_gamma(t: float, tau1: float, tau2: float) -> float:
     return min(max((tau2 - t) / (tau2 - tau1), 0.0), 1.0)
 
 
-def cads(c: Tensor, gamma: float, scale: float, psi: float, noise: Tensor) -> Tensor:
+def cads(c: Tensor, gamma: float | Tensor, scale: float, psi: float, noise: Tensor) -> Tensor:
     """The annealed embedding (CADS, Sadat et al., arXiv 2310.17347).
 
     ``y = sqrt(gamma) c + scale sqrt(1 - gamma) noise``; ``z`` is ``y`` with the mean and the deviation of ``c``; the result is
@@ -29,7 +27,8 @@ def cads(c: Tensor, gamma: float, scale: float, psi: float, noise: Tensor) -> Te
 
     Args:
         c: embedding ``[B, L, D]`` (tokens) or ``[B, D]`` (pooled), any floating dtype.
-        gamma: see :func:`cads_gamma`; with 1 the result is ``c`` itself, to the bit.
+        gamma: see :func:`cads_gamma`; with 1 the result is ``c`` itself, to the bit. A tensor without dimensions lets compiled
+            code serve every value.
         scale: deviation of the noise. psi: share that is rescaled, in ``[0, 1]``.
         noise: standard normal, of ``c``'s shape.
 
@@ -40,10 +39,10 @@ def cads(c: Tensor, gamma: float, scale: float, psi: float, noise: Tensor) -> Te
         ValueError: another shape.
     """
     _check("noise", noise, c)
-    if gamma == 1:
+    if not isinstance(gamma, Tensor) and gamma == 1:
         return c
     clean = c.to(torch.promote_types(c.dtype, torch.float32))
-    y = math.sqrt(gamma) * clean + scale * math.sqrt(1 - gamma) * noise.to(clean.dtype)
+    y = gamma**0.5 * clean + scale * (1 - gamma) ** 0.5 * noise.to(clean.dtype)
     dims = tuple(range(1, c.ndim))
     spread = y.std(dims, keepdim=True)
     z = (y - y.mean(dims, keepdim=True)) / spread * clean.std(dims, keepdim=True) + clean.mean(dims, keepdim=True)

@@ -25,7 +25,7 @@ PROMPTS = ["a cat", "two dogs", "the sea"]
 NEGATIVES = ["blurred", "dull", "noise"]
 # Latents of 9 x 7 (SDXL: odd at both levels of the UNet, 9 x 7 and 5 x 4) and 10 x 14 (FLUX: 5 x 7 tokens), as
 # every VAE here scales by 8.
-SIZE = {"flux": {"height": 80, "width": 112}, "sdxl": {"height": 72, "width": 56}}
+SIZE = {"flux": {"height": 80, "width": 112}, "sdxl": {"height": 72, "width": 56}, "sd": {"height": 72, "width": 56}}
 
 
 def _clip_tokenizer():
@@ -102,6 +102,7 @@ UNET = {
     "projection_class_embeddings_input_dim": WIDTH + 6 * 8,
     "cross_attention_dim": 2 * WIDTH,
 }
+PLAIN_UNET = {name: value for name, value in UNET.items() if not name.startswith(("addition", "projection"))}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -139,6 +140,26 @@ def sdxl(seed=0, **overrides):
                 unet=diffusers.UNet2DConditionModel(**unet),
                 scheduler=diffusers.EulerDiscreteScheduler(**BETAS),
                 add_watermarker=False,
+            )
+        )
+
+
+def sd(seed=0, **overrides):
+    """A StableDiffusionPipeline with attention at both levels of its UNet."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = _clip_tokenizer()
+        unet = {**PLAIN_UNET, "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), "out_channels": 4}
+        return _lively(
+            diffusers.StableDiffusionPipeline(
+                vae=_vae(),
+                text_encoder=_clip(CLIPTextModel, clip),
+                tokenizer=clip,
+                unet=diffusers.UNet2DConditionModel(**{**unet, "cross_attention_dim": WIDTH, **overrides}),
+                scheduler=diffusers.DDPMScheduler(**BETAS, clip_sample=False),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
             )
         )
 
@@ -206,6 +227,7 @@ BUILDERS = {
     "flux": flux,
     "flux_img2img": flux_img2img,
     "flux_controlnet": flux_controlnet,
+    "sd": sd,
     "sdxl": sdxl,
     "sdxl_img2img": sdxl_img2img,
     "sdxl_controlnet": sdxl_controlnet,
@@ -217,7 +239,7 @@ def denoiser(pipe):
 
 
 def kind(pipe):
-    return "flux" if hasattr(pipe, "transformer") else "sdxl"
+    return "flux" if hasattr(pipe, "transformer") else "sdxl" if hasattr(pipe, "text_encoder_2") else "sd"
 
 
 def picture(seed=0, size=(50, 40)):
@@ -241,13 +263,13 @@ def draw(pipe, prompts=2, n=2, seed=2, **kwargs):
         arguments["max_sequence_length"] = 11
     if "Img2Img" in name:
         arguments.update(image=[picture(9, (112, 80) if kind(pipe) == "flux" else (56, 72))] * prompts, strength=0.7)
-        if kind(pipe) == "sdxl":
+        if kind(pipe) != "flux":
             del arguments["height"], arguments["width"]
     if "ControlNet" in name:
         size = SIZE[kind(pipe)]
         control = picture(9, (size["width"], size["height"]))
         arguments["control_image" if kind(pipe) == "flux" else "image"] = control
-    if kind(pipe) == "sdxl":
+    if kind(pipe) != "flux":
         arguments["negative_prompt"] = NEGATIVES[:prompts]
     arguments.update(kwargs)
     return pipe(PROMPTS[:prompts], generator=torch.Generator().manual_seed(seed), **arguments).images

@@ -5,8 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from negengine.diffusers.effect import Effect
+from negengine.diffusers.effects.conditioning import CadsEffect, SeedVarianceEffect
+from negengine.diffusers.effects.guidance import DngEffect, NegativePromptingEffect
+from negengine.diffusers.effects.interval import IntervalEffect
 from negengine.diffusers.effects.negtome import NegToMeEffect
-from negengine.methods import NegToMe
+from negengine.diffusers.effects.safety import SafetyEffect
+from negengine.methods import (
+    CADS,
+    DynamicNegativeGuidance,
+    GuidanceInterval,
+    NegativePrompting,
+    NegToMe,
+    SafeLatentDiffusion,
+    SeedVariance,
+)
 from negengine.methods.base import Method
 
-EFFECTS: dict[type[Method], type[Effect[Any]]] = {NegToMe: NegToMeEffect}
+EFFECTS: dict[type[Method], type[Effect[Any]]] = {
+    NegToMe: NegToMeEffect,
+    DynamicNegativeGuidance: DngEffect,
+    NegativePrompting: NegativePromptingEffect,
+    SafeLatentDiffusion: SafetyEffect,
+    GuidanceInterval: IntervalEffect,
+    CADS: CadsEffect,
+    SeedVariance: SeedVarianceEffect,
+}

@@ -1,0 +1,138 @@
+"""Changes of the prompt's embedding, step by step: CADS and seed variance."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from negengine.diffusers.clock import Clock
+from negengine.diffusers.effect import Call, Effect, Step
+from negengine.diffusers.families import Family
+from negengine.diffusers.report import Report
+from negengine.diffusers.rows import Rows, reach, replace
+from negengine.methods import CADS, Method, SeedVariance
+from negengine.ops.conditioning import cads, cads_gamma, seed_variance
+
+Settings = TypeVar("Settings", bound=Method)
+
+
+class ConditioningEffect(Effect[Settings]):
+    """Edits the embeddings of the conditional rows that the pipeline passes.
+
+    The random numbers are drawn on the device, between forwards.
+    """
+
+    def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
+        super().__init__(settings, family, denoiser, unscheduled)
+        self.images = self.active_steps = 0
+        self.shapes: dict[str, torch.Size] = {}
+        self.random: dict[str, tuple[Tensor, ...]] = {}
+        self._device = torch.device("cpu")
+
+    @classmethod
+    def check(cls, settings: Settings, family: Family, pipe: Any | None, scheduler: Any | None) -> None:
+        if pipe is None:
+            raise ValueError(f"a bare denoiser does not tell which rows are conditional; apply {settings.title} to the pipeline")
+
+    def begin(self, call: Call) -> None:
+        self.images, self.active_steps, self._device = call.images, 0, call.device
+        text = {name: value.shape for name, value in call.inputs().items()}
+        self.shapes = text if self.pooled else {name: shape for name, shape in text.items() if len(shape) == 3}
+        self.random = {}
+
+    def second_prompts(self) -> None:
+        if not self.unconditional:
+            raise ValueError(
+                f"the pipeline's true CFG calls the denoiser twice, and {self.settings.title} cannot tell the calls apart; pass "
+                "true_cfg_scale=1 (DynamicNegativeGuidance and NegativePrompting have cfg=... in its place)"
+            )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether pooled embeddings are edited too."""
+        return bool(getattr(self.settings, "pooled", False))
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether the unconditional rows are edited too."""
+        return bool(getattr(self.settings, "unconditional", False))
+
+    def stepped(self, step: Step, clock: Clock) -> None:
+        self.active_steps += self.active
+
+    def report(self, clock: Clock) -> Report:
+        return Report(self.settings.title, self.family.name, clock.steps, self.active_steps)
+
+    def inputs(self, inputs: dict[str, Any], rows: Rows) -> dict[str, Any]:
+        for name in self.shapes:
+            clean = reach(inputs, name)
+            kept = 0 if self.unconditional else rows.base - self.images
+            edited = self.edit(name, clean[kept:])
+            inputs = replace(inputs, name, torch.cat([clean[:kept], edited]) if kept else edited)
+        return inputs
+
+    def edit(self, name: str, c: Tensor) -> Tensor:
+        """The embedding that stands in for ``c``."""
+        given = [self._for_rows(random, len(c)) for random in self.random[name]]
+        return self.changed(c, *given)
+
+    def _for_rows(self, random: Tensor, rows: int) -> Tensor:
+        return random[:rows]
+
+    @abstractmethod
+    def changed(self, c: Tensor, *random: Tensor) -> Tensor:
+        """``c`` changed by the random numbers of this step."""
+
+    def generator(self, position: int) -> torch.Generator:
+        """The same numbers at a position, whatever ran before."""
+        return torch.Generator(self._device).manual_seed((self.settings.seed * 100_003 + position) % 2**63)  # type: ignore[attr-defined]
+
+    def drawn_rows(self, shape: torch.Size) -> tuple[int, ...]:
+        """With the unconditional half there are twice as many."""
+        return ((2 if self.unconditional else 1) * self.images, *shape[1:])
+
+
+class CadsEffect(ConditioningEffect[CADS]):
+    """Fresh noise in every step, less of it as the image forms."""
+
+    gamma = torch.ones(())
+
+    def at(self, clock: Clock) -> bool:
+        if clock.position >= len(clock.timesteps):
+            return False
+        settings = self.settings
+        gamma = cads_gamma(clock.timesteps[clock.position] / 1000, settings.tau1, settings.tau2)
+        if gamma == 1 or not self.shapes:
+            return False
+        generator = self.generator(clock.position)
+        rows = {name: self.drawn_rows(shape) for name, shape in self.shapes.items()}
+        self.random = {name: (torch.randn(shape, generator=generator, device=self._device),) for name, shape in rows.items()}
+        self.gamma = torch.tensor(gamma, dtype=torch.float64).to(self._device)
+        return True
+
+    def changed(self, c: Tensor, *random: Tensor) -> Tensor:
+        return cads(c, self.gamma, self.settings.scale, self.settings.psi, random[0])
+
+
+class SeedVarianceEffect(ConditioningEffect[SeedVariance]):
+    """The same noise in every step of the window."""
+
+    def begin(self, call: Call) -> None:
+        super().begin(call)
+        generator = self.generator(0)
+
+        def drawn(shape: torch.Size) -> Tensor:
+            return torch.rand(self.drawn_rows(shape), generator=generator, device=self._device)
+
+        self.random = {name: (drawn(shape), drawn(shape)) for name, shape in self.shapes.items()}
+
+    def at(self, clock: Clock) -> bool:
+        return clock.within(self.settings.timesteps) and bool(self.shapes)
+
+    def changed(self, c: Tensor, *random: Tensor) -> Tensor:
+        settings = self.settings
+        noise, choice = random
+        return seed_variance(c, settings.share, settings.strength, noise, choice, settings.relative)
