@@ -192,7 +192,7 @@ def both(pipe, twin, method, steps=6, n=2, scale=3.0, typ="epsilon", clip=None, 
     report = negengine.status(pipe)[DynamicNegativeGuidance]
     found = torch.tensor(report.p, dtype=torch.float64)
     torch.testing.assert_close(found, history, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     assert (found[1] - found[0]).abs().max() > 1e-6  # the posterior moves
     assert report.steps == len(twin.scheduler.timesteps)
     return report

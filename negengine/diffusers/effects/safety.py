@@ -53,7 +53,8 @@ class SafetyEffect(BranchEffect[SafeLatentDiffusion]):
 
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:
         settings = self.settings
-        conditional, negative, unconditional = self.branches(base, own)
+        branches = self.branches(base, own)
+        conditional, negative, unconditional = branches.conditional, branches.negative, branches.unconditional
         guidance = 1.0 if self.guidance is None else self.guidance.to(torch.promote_types(base.dtype, torch.float32))
         wide = conditional.to(torch.promote_types(base.dtype, torch.float32))
         if settings.variant == "dng" and unconditional is not None:
