@@ -68,6 +68,7 @@ class Session:
         self._scheduler_listeners: list[MethodListener] = []
         self._pipe_listeners: list[MethodListener] = []
         self._prompts = 0  # lists of prompts that the running call has encoded
+        self._encoding = True  # what is encoded now belongs to a call; a user may encode prompts between calls
         self._silent = False
         self._attach(denoiser)
         self._follow(scheduler if pipe is None else pipe.scheduler)
@@ -252,10 +253,10 @@ class Session:
     # --- the pipeline --------------------------------------------------------------------------------------------
 
     def _heard_check_inputs(self, arguments: Mapping[str, Any], result: Any) -> None:
-        self._prompts = 0
+        self._prompts, self._encoding = 0, True
 
     def _heard_encode_prompt(self, arguments: Mapping[str, Any], result: tuple[Any, ...]) -> None:
-        if self._silent:
+        if self._silent or not self._encoding:
             return
         pipe, denoiser = self.pipe(), self.denoiser()
         present = getattr(pipe, self.family.component)
@@ -293,6 +294,7 @@ class Session:
 
     def _heard_prepare_latents(self, arguments: Mapping[str, Any], result: Any) -> None:
         pipe = self.pipe()
+        self._encoding = not hasattr(pipe, "check_inputs")
         latents = result[0] if isinstance(result, tuple) else result
         size = self.family.latents.prepared(pipe, arguments, latents)
         self._resize(size)

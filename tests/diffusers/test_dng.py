@@ -4,8 +4,10 @@ import logging
 import math
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from tiny import BETAS, BUILDERS, SIZE, denoiser, draw, flux, kind, sd, sdxl, watched
 
 import negengine
@@ -102,10 +104,7 @@ def transcription(pipe, method, steps, scale, x, n, generator, typ, clip=None, o
     if scale is not None:
         predict["u"] = conditioning(pipe, null, n)
     if kind(pipe) == "flux":
-        mu = diffusers.pipelines.flux.pipeline_flux.calculate_shift(x.shape[1])
-        import numpy as np
-
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=calculate_shift(x.shape[1]))
     else:
         scheduler.set_timesteps(steps)
         x = x * scheduler.init_noise_sigma
@@ -176,7 +175,7 @@ def start(pipe, n):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def both(pipe, twin, method, steps=6, n=2, scale=3.0, typ="epsilon", clip=None, order=1, cfg=False):
+def both(pipe, twin, method, steps=6, n=2, scale=3.0, typ="epsilon", clip=None, order=1):
     """Ours on ``pipe``, the transcription on ``twin``; compares latents and posteriors."""
     x = start(pipe, n)
     expected, history = transcription(twin, method, steps, scale, x, n, torch.Generator().manual_seed(1), typ, clip, order)
@@ -253,3 +252,247 @@ def test_flux_with_guidance_of_its_own(negative):
     config = {"use_dynamic_shifting": True}
     settings = {"cfg": 2.0, "cfg_prompt": ("blurred", "dull"), "negative": negative}
     sampled("flux", "FlowMatchEulerDiscreteScheduler", config, "ancestral", scale=2.0, settings=settings)
+
+
+# --- the published loop ------------------------------------------------------------------------------------------
+
+
+BETA_TABLE = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float32).double()
+SMALL = {"block_out_channels": (16,), "down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+SMALL |= {"transformer_layers_per_block": 1, "attention_head_dim": 1, "layers_per_block": 1}
+
+
+def published(unet, base_text, avoid_text, x, method, generator):
+    """The loop of the code published with the paper, from its description: 1,000 steps, posterior in linear space."""
+    betas = BETA_TABLE
+    alphas = 1 - betas
+    cumulative = alphas.cumprod(0)
+    p, history = torch.full((len(x),), method.prior, dtype=torch.float64), []
+    for t in reversed(range(1000)):
+        with torch.no_grad():
+            e = unet(x, t, encoder_hidden_states=base_text, return_dict=False)[0]
+            avoided = unet(x, t, encoder_hidden_states=avoid_text, return_dict=False)[0]
+        guided = e - (method.scale * p / (1 - p)).view(-1, 1, 1, 1) * (avoided - e)
+
+        def mean(a, x=x, t=t):
+            return (x - betas[t] / (1 - cumulative[t]).sqrt() * a) / alphas[t].sqrt()
+
+        following = mean(guided)
+        if t:
+            noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            following = following + betas[t].sqrt() * noise
+        before = cumulative[t - 1] if t else cumulative[0]
+        variance = (1 - before) / (1 - cumulative[t]) * betas[t]
+        gap = [(following - mean(a)).square().sum((1, 2, 3)) for a in (avoided, e)]
+        p = p * ((-method.tau * (gap[0] - gap[1]) + method.delta) / (2 * variance)).exp()
+        p = p.clamp(method.p_min, method.p_max)
+        history.append(p)
+        x = following
+    return x, torch.stack(history)
+
+
+def test_the_published_loop():
+    """1,000 steps at the release's settings; a weaker temperature and scale, at which a random model's posterior keeps moving."""
+    pipe = sd(**SMALL).to(torch.float64)
+    betas = {"beta_start": 1e-4, "beta_end": 2e-2, "beta_schedule": "linear"}
+    pipe.scheduler = diffusers.DDPMScheduler(**betas, clip_sample=False, variance_type="fixed_large")
+    pipe.scheduler.betas, pipe.scheduler.alphas_cumprod = BETA_TABLE, (1 - BETA_TABLE).cumprod(0)
+    method = DynamicNegativeGuidance.preset("release", prompt=AVOID, prior=0.2, tau=0.05, scale=1.0)
+    assert (method.delta, method.variance, method.p_max) == (0, "release", 0.8)
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    texts = [pipe.encode_prompt([text], "cpu", 2, False)[0] for text in ("a cat", AVOID)]
+    expected, history = published(pipe.unet, *texts, x, method, torch.Generator().manual_seed(5))
+    negengine.apply(pipe, method)
+    call = {"num_inference_steps": 1000, "height": 32, "width": 32, "guidance_scale": 1.0, "num_images_per_prompt": 2}
+    got = pipe(["a cat"], latents=x, generator=torch.Generator().manual_seed(5), output_type="latent", **call).images
+    found = torch.tensor(negengine.status(pipe)[DynamicNegativeGuidance].p, dtype=torch.float64)[1:]
+    assert found.shape == (1000, 2)
+    assert (found - history).abs().max() < 1e-6
+    assert float(history.std()) > 0.05
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+# --- limits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("builder", ["sd", "sdxl", "flux"])
+def test_a_fixed_posterior_is_negative_prompting(builder):
+    """With tau and delta 0 the posterior stays at the prior: a constant scale, to the bit."""
+    fixed = DynamicNegativeGuidance(prompt=AVOID, scale=2.0, prior=0.3, tau=0.0, surrogate="ancestral")
+    got = draw(negengine.apply(BUILDERS[builder](), fixed))
+    p = math.exp(math.log(0.3))
+    constant = NegativePrompting(prompt=AVOID, scale=2.0 * p / (1 - p))
+    assert torch.equal(got, draw(negengine.apply(BUILDERS[builder](), constant)))
+    assert not torch.equal(got, draw(BUILDERS[builder]()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("builder", ["sd", "sdxl"])
+def test_negative_prompting_as_diffusers_has_it(builder, dtype):
+    """With the conditional prediction as base, a scale of w - 1 is guidance_scale w with that negative prompt."""
+    pipe, own = (double(builder, "DDIMScheduler", clip_sample=False).to(dtype) for _ in range(2))
+    negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=3.0))
+    got = draw(pipe, guidance_scale=1.0, num_inference_steps=2)
+    expected = draw(own, guidance_scale=4.0, negative_prompt=[AVOID] * 2, num_inference_steps=2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-12)
+
+
+def test_guidance_rescale_leaves_the_result_alone():
+    """The pipeline rescales what we return by the ratio of two equal deviations; the base has been rescaled before."""
+    pipe, twin = (double("sd", "DDIMScheduler", clip_sample=False) for _ in range(2))
+    negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=0.0))
+    rescaled = {"guidance_rescale": 0.7, "guidance_scale": 5.0}
+    torch.testing.assert_close(draw(pipe, **rescaled), draw(twin, **rescaled), rtol=1e-10, atol=1e-10)
+    negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=1.5))
+    plain = {"guidance_scale": 5.0}
+    assert (draw(pipe, **rescaled) - draw(pipe, **plain)).abs().max() > 1e-3
+
+
+# --- robustness --------------------------------------------------------------------------------------------------
+
+
+REST = [pytest.param(dtype, marks=pytest.mark.exhaustive) for dtype in (torch.bfloat16, torch.float32)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, *REST])
+def test_extremes_leave_no_nan(dtype):
+    """A prior of 1e-12, a scale of 1e4, as many steps as there are: the posterior stays in its bounds and says what was clamped."""
+    pipe = sd(**SMALL).to(dtype)
+    pipe.scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False)
+    method = DynamicNegativeGuidance(prompt=AVOID, scale=1e4, prior=1e-12, tau=0.0, delta=5.0, p_min=1e-9, p_max=0.999)
+    negengine.apply(pipe, method)
+    got = draw(pipe, prompts=1, n=1, num_inference_steps=1000, height=32, width=32)
+    report = negengine.status(pipe)[DynamicNegativeGuidance]
+    p = torch.tensor(report.p)
+    assert p.shape == (1001, 1)
+    assert not p.isnan().any()
+    assert 1e-9 * 0.999 <= p.min() <= p.max() <= 0.999 * 1.001
+    assert p[0, 0] == pytest.approx(1e-9)
+    assert report.clamped > 0
+    assert "were clamped" in str(report)
+    assert got.isfinite().all() or report.unusable
+
+
+def test_a_scheduler_that_adds_more_noise_is_named(caplog):
+    pipe = sd()
+    pipe.scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False, variance_type="fixed_large")
+    negengine.apply(pipe, DynamicNegativeGuidance(prompt=AVOID))
+    with caplog.at_level(logging.WARNING, logger="negengine"):
+        draw(pipe)
+        draw(pipe)
+    assert [r.message for r in caplog.records if "adds more noise" in r.message and "variance='release'" in r.message][1:] == []
+    assert any("adds more noise" in r.message for r in caplog.records)
+
+
+# --- the batch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("builder,guided,rows", [("sd", True, 3), ("sdxl", True, 3), ("sdxl", False, 2), ("flux", False, 2)])
+def test_branches_are_rows_of_one_batch(builder, guided, rows):
+    pipe = BUILDERS[builder]()
+    negengine.apply(pipe, NegativePrompting(prompt=AVOID))
+    call = {} if builder == "flux" else {"guidance_scale": 3.0 if guided else 1.0}
+    with watched(denoiser(pipe)) as calls:
+        draw(pipe, n=3, **call)
+    # 2 prompts x 3 images; the hook that counts runs after ours
+    assert [n for _, n in calls] == [6 * rows] * 3
+
+
+def test_a_prompt_for_each_prompt(family):
+    """One text per prompt of the call gives each prompt's images its own."""
+    each = draw(negengine.apply(BUILDERS[family](), NegativePrompting(prompt=(AVOID, "noise"), scale=2.0)))
+    one = draw(negengine.apply(BUILDERS[family](), NegativePrompting(prompt=AVOID, scale=2.0)))
+    other = draw(negengine.apply(BUILDERS[family](), NegativePrompting(prompt="noise", scale=2.0)))
+    torch.testing.assert_close(each[:2], one[:2])
+    torch.testing.assert_close(each[2:], other[2:])
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_embeddings_in_place_of_text(family):
+    pipe = double(family)
+    expected = draw(negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=2.0)))
+    # encoding by hand between calls belongs to none
+    if family == "flux":
+        text, pooled, _ = pipe.encode_prompt([AVOID], None, max_sequence_length=11)
+    else:
+        text, _, pooled, _ = pipe.encode_prompt([AVOID], do_classifier_free_guidance=False)
+    given = negengine.Embeddings(text.detach(), pooled.detach())
+    torch.testing.assert_close(draw(negengine.apply(pipe, NegativePrompting(prompt=given, scale=2.0))), expected)
+
+
+def test_a_longer_prompt_of_the_call(family):
+    """Embeddings of several chunks: the prompt to avoid is filled up with the empty prompt."""
+    pipe = BUILDERS[family]()
+    if family == "flux":
+        text, pooled, _ = pipe.encode_prompt(PROMPT, None, num_images_per_prompt=1, max_sequence_length=23)
+        call = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "max_sequence_length": 23}
+    else:
+        text, _, pooled, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+        call = {"prompt_embeds": torch.cat([text, text], 1), "pooled_prompt_embeds": pooled}
+        call |= {"guidance_scale": 1.0}
+    size = {**SIZE[family], "num_inference_steps": 2, "output_type": "latent"}
+    plain = pipe(**call, **size, generator=torch.Generator().manual_seed(0)).images
+    negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=2.0))
+    got = pipe(**call, **size, generator=torch.Generator().manual_seed(0)).images
+    assert got.shape == plain.shape
+    assert not torch.allclose(got, plain, atol=1e-3)
+
+
+# --- what cannot work --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+def test_samplers_without_a_density_are_refused(scheduler):
+    pipe = double("sd", scheduler)
+    with pytest.raises(
+        ValueError, match=rf"{scheduler} has no transition density; switch to .*DDPMScheduler.*surrogate='ancestral'"
+    ):
+        negengine.apply(pipe, DynamicNegativeGuidance(prompt=AVOID))
+
+
+def test_a_sampler_that_came_later_is_refused_before_the_first_step():
+    pipe = negengine.apply(sd(), DynamicNegativeGuidance(prompt=AVOID))
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
+    with watched(pipe.unet) as calls, pytest.raises(ValueError, match="no transition density"):
+        draw(pipe)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "scheduler,config,message",
+    [
+        ("DDPMScheduler", {"thresholding": True}, "dynamic thresholding"),
+        ("DDPMScheduler", {"variance_type": "learned_range"}, "takes its variance from the denoiser"),
+        ("LCMScheduler", {}, "draws each sample anew"),
+    ],
+)
+def test_steps_that_cannot_be_followed(scheduler, config, message):
+    pipe = double("sd", scheduler, **config)
+    with pytest.raises(ValueError, match=message):
+        negengine.apply(pipe, DynamicNegativeGuidance(prompt=AVOID, surrogate="ancestral"))
+
+
+def test_true_cfg_of_the_pipeline_is_refused_before_the_first_step():
+    pipe = negengine.apply(flux(), NegativePrompting(prompt=AVOID))
+    expected = r"true_cfg_scale=1, and NegativePrompting\(cfg=...\)"
+    with watched(pipe.transformer) as calls, pytest.raises(ValueError, match=expected):
+        draw(pipe, true_cfg_scale=2.0, negative_prompt=["dull", "grey"])
+    assert not calls
+    draw(pipe)  # the next call is not taken for the second half of this one
+
+
+def test_guidance_of_its_own_where_the_pipeline_has_some():
+    with pytest.raises(ValueError, match=r"leave `cfg` out and pass guidance_scale"):
+        negengine.apply(sdxl(), NegativePrompting(prompt=AVOID, cfg=2.0))
+
+
+def test_a_bare_denoiser(family):
+    with pytest.raises(ValueError, match="apply it to the pipeline"):
+        negengine.apply(denoiser(BUILDERS[family]()), DynamicNegativeGuidance(prompt=AVOID))
+
+
+def test_as_many_prompts_as_the_call_has(family):
+    pipe = negengine.apply(BUILDERS[family](), NegativePrompting(prompt=("a", "b", "c")))
+    with watched(denoiser(pipe)) as calls, pytest.raises(ValueError, match="3 prompts to avoid, but this call has 2"):
+        draw(pipe)
+    assert not calls

@@ -93,8 +93,8 @@ class BranchEffect(Effect[Settings]):
         assert self._owners is not None
         if rows.base not in (self.images, 2 * self.images):
             raise ValueError(
-                f"the denoiser is called with {rows.base} rows for {self.images} images; {self.settings.title} knows one per image, or "
-                "two with classifier-free guidance (perturbed attention and skipped layers add more: switch them off)"
+                f"the denoiser is called with {rows.base} rows for {self.images} images; {self.settings.title} knows one for each, "
+                "or two with classifier-free guidance (perturbed attention and skipped layers add more: switch them off)"
             )
         return Join(self._owners[rows.base > self.images], self._own)
 
