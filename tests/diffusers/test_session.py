@@ -1,0 +1,306 @@
+"""Several methods on one pipeline: what each may see and change, in which order, and that nothing of them remains."""
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from test_apply_remove import state
+from tiny import BUILDERS, denoiser, draw, half_mask, picture
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import negengine
+from negengine import CADS, DynamicNegativeGuidance, GuidanceInterval, NegativePrompting, NegToMe, SafeLatentDiffusion, SeedVariance
+from negengine.diffusers.effect import Effect
+from negengine.diffusers.effects import EFFECTS
+from negengine.diffusers.report import Report
+from negengine.diffusers.rows import Join
+from negengine.methods.base import Method
+
+AVOID = "the sea"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded(Method):
+    """Uses every door and changes nothing."""
+
+    name: ClassVar[str] = "recorded"
+    title: ClassVar[str] = "recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedToo(Recorded):
+    name: ClassVar[str] = "recorded-too"
+    title: ClassVar[str] = "recorded too"
+
+
+class Recording(Effect):
+    log: ClassVar[list] = []
+
+    def note(self, door, *more):
+        self.log.append((self.settings.name, door, *more))
+
+    def sites(self):
+        return self._sites
+
+    def __init__(self, settings, family, model, unscheduled=False):
+        super().__init__(settings, family, model, unscheduled)
+        self._sites = list(family.tokens.sites(model))
+
+    def begin(self, call):
+        self.note("begin", call.images, call.images_per_prompt)
+        self.images = call.images
+
+    def scheduled(self, clock):
+        self.note("scheduled", len(clock.timesteps))
+
+    def at(self, clock):
+        self.note("at", clock.position)
+        return True
+
+    def stepped(self, step, clock):
+        self.note("stepped", step.position, step.sample.clone(), step.previous.clone())
+
+    def finish(self):
+        self.note("finish")
+
+    def report(self, clock):
+        return Report("recorded", self.family.name, clock.steps, clock.steps)
+
+    def inputs(self, inputs, rows):
+        self.note("inputs", rows.base)
+        return inputs
+
+    def joins(self, inputs, rows):
+        self.note("joins", rows.base)
+        return Join(torch.arange(self.images))
+
+    def tokens(self, x, number, rows):
+        self.note("tokens", number, len(x))
+
+    def prediction(self, base, own):
+        self.note("prediction", len(base), len(own))
+        return base
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    for kind in (Recorded, RecordedToo):
+        monkeypatch.setitem(EFFECTS, kind, Recording)
+    monkeypatch.setattr(Recording, "log", [])
+    return Recording.log
+
+
+def doors(log):
+    return [entry[:2] for entry in log]
+
+
+def test_every_door_in_its_order(recorder, family):
+    pipe = negengine.apply(BUILDERS[family](), Recorded(), RecordedToo())
+    draw(pipe, num_inference_steps=2)
+    sites, halves = (
+        (4, 1)
+        if family == "flux"
+        else (len([name for name, _ in pipe.unet.named_modules() if name.endswith((".attn1", ".attn2"))]), 2)
+    )
+    one, two = "recorded", "recorded-too"
+    step = [(one, "inputs"), (two, "inputs"), (one, "joins"), (two, "joins"), *[(one, "tokens"), (two, "tokens")] * sites]
+    step += [(one, "prediction"), (two, "prediction"), (one, "stepped"), (two, "stepped")]
+    forward = [entry for entry in doors(recorder) if entry[1] not in ("begin", "scheduled", "at", "finish")]
+    assert forward == step * 2
+    assert {entry[2] for entry in recorder if entry[1] == "inputs"} == {4 * halves}
+    # each sees the pipeline's rows and its own four, whatever the other has joined; at a site all rows are there
+    assert {entry[2:] for entry in recorder if entry[1] == "prediction"} == {(4 * halves, 4)}
+    assert {entry[3] for entry in recorder if entry[1] == "tokens"} == {4 * halves + 8}
+    assert doors(recorder)[-2:] == [(one, "finish"), (two, "finish")]
+
+
+Recording._sites_of = staticmethod(
+    lambda pipe: list(negengine.diffusers.families.find_denoiser(pipe)[1].tokens.sites(denoiser(pipe)))
+)
+
+
+def test_heard_and_never_altered(recorder, family):
+    """An effect at every door that changes nothing: the same pictures, and the scheduler's steps are heard as they were."""
+    plain, steps = BUILDERS[family](), []
+    step = plain.scheduler.step
+
+    def noting(model_output, timestep, sample, **kwargs):
+        result = step(model_output, timestep, sample, **kwargs)
+        steps.append((sample.clone(), result[0].clone()))
+        return result
+
+    plain.scheduler.step = noting
+    expected = draw(plain)
+    got = draw(negengine.apply(BUILDERS[family](), Recorded()))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)  # further rows block products differently
+    heard = [entry[3:] for entry in recorder if entry[1] == "stepped"]
+    for (sample, previous), (theirs, following) in zip(heard, steps, strict=True):
+        torch.testing.assert_close(sample, theirs, rtol=0, atol=1e-3)
+        torch.testing.assert_close(previous, following, rtol=0, atol=1e-3)
+
+
+# --- all pairs ---------------------------------------------------------------------------------------------------
+
+NEGTOME = NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1)
+DNG = DynamicNegativeGuidance(prompt=AVOID, scale=2.0, tau=0.05, surrogate="ancestral")
+METHODS = {
+    "negtome": NEGTOME,
+    "dng": DNG,
+    "np": NegativePrompting(prompt=AVOID, scale=2.0),
+    "sld": SafeLatentDiffusion(prompt=AVOID, scale=50.0, threshold=1.0, warmup=0, variant="dng"),
+    "interval": GuidanceInterval(low=1.0, high=8.0),
+    "cads": CADS(tau1=0.1, tau2=1.0),
+    "seed-variance": SeedVariance(timesteps=(0, 1000)),
+}
+PAIRS = list(itertools.combinations(METHODS, 2))
+
+
+def usable(names, family):
+    """FLUX has no guidance in one batch to be limited."""
+    return not (family == "flux" and "interval" in names)
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_all_pairs_in_both_orders(names, family):
+    if not usable(names, family):
+        with pytest.raises(ValueError, match=r"which FLUX\.1 has not"):
+            negengine.apply(BUILDERS[family](), *(METHODS[name] for name in names))
+        return
+    owners = [METHODS[name].title for name in names if METHODS[name].owns_prediction]
+    call = {} if family == "flux" else {"guidance_scale": 3.0}
+    if len(owners) == 2:
+        pipe = negengine.apply(BUILDERS[family](), METHODS[names[0]])
+        alone = draw(pipe, num_inference_steps=2, **call)
+        with pytest.raises(ValueError, match=f"{owners[0]} and {owners[1]} would both decide the prediction"):
+            negengine.apply(pipe, METHODS[names[1]])
+        assert torch.equal(draw(pipe, num_inference_steps=2, **call), alone)
+        return
+    drawn = []
+    for order in (names, names[::-1]):
+        pipe = BUILDERS[family]()
+        plain = draw(pipe, num_inference_steps=2, **call)
+        for name in order:
+            negengine.apply(pipe, METHODS[name])
+        drawn.append(draw(pipe, num_inference_steps=2, **call))
+        assert [report.method for report in negengine.status(pipe)] == [METHODS[name].title for name in order]
+        assert all(report.active_steps for report in negengine.status(pipe))
+        # taken off in the order in which they came, not its reverse
+        single = negengine.remove(pipe, type(METHODS[order[0]]))
+        assert torch.equal(draw(single, num_inference_steps=2, **call), only(family, order[1], call))
+        negengine.remove(pipe, type(METHODS[order[1]]))
+        assert torch.equal(draw(pipe, num_inference_steps=2, **call), plain)
+    assert torch.equal(*drawn) or ("cads" in names and "seed-variance" in names)  # both edit the embedding, one after the other
+
+
+_alone = {}
+
+
+def only(family, name, call):
+    if (family, name) not in _alone:
+        _alone[family, name] = draw(negengine.apply(BUILDERS[family](), METHODS[name]), num_inference_steps=2, **call)
+    return _alone[family, name]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[::2])
+def test_three_methods_leave_nothing(order, family):
+    pipe = BUILDERS[family]()
+    plain, before = draw(pipe), state(pipe)
+    methods = (NEGTOME, DNG, METHODS["cads"])
+    negengine.apply(pipe, *methods)
+    together = draw(pipe)
+    assert not torch.equal(together, plain)
+    for number in order:
+        negengine.remove(pipe, type(methods[number]))
+    assert state(pipe) == before
+    assert torch.equal(draw(pipe), plain)
+    with pytest.raises(ValueError, match="no method is applied"):
+        negengine.status(pipe)
+
+
+# --- what an effect sees -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", ["first", "picture"])
+def test_negtome_does_not_see_the_rows_of_guidance(reference, family):
+    """Groups count the pipeline's rows; the avoided branch neither merges nor is merged with."""
+    given = negengine.ReferenceImage(picture(), mask=half_mask()) if reference == "picture" else reference
+    settings = NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, reference=given)
+    pipe = negengine.apply(BUILDERS[family](), settings)
+    alone = draw(pipe)
+    counted = negengine.status(pipe)[NegToMe]
+    negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=0.0))  # rows, but no push
+    both = draw(pipe)
+    assert negengine.status(pipe)[NegToMe] == counted
+    plain = draw(BUILDERS[family]())
+    change = (alone - plain).abs().max().item()
+    if family == "flux":  # on the others the base is guided by the method instead of the pipeline: the same up to rounding
+        torch.testing.assert_close(both, alone, rtol=0, atol=change / 100)
+    else:
+        assert (both - alone).abs().max().item() < change
+
+
+def test_no_hook_on_a_block_for_a_method_that_works_on_predictions(family):
+    pipe = BUILDERS[family]()
+    model = denoiser(pipe)
+    before = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    for name in ("dng", "cads", "seed-variance"):
+        negengine.apply(pipe, METHODS[name])
+    after = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    assert {name for name in after if after[name] != before[name]} == {""}
+    negengine.remove(pipe, DynamicNegativeGuidance)
+    assert len(model._forward_hooks) == before[""][0]  # conditioning is edited on the way in
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a tensor by the host: on a GPU each is a wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("names", [("dng", "negtome", "cads"), ("np",), ("sld",), ("seed-variance",)], ids="+".join)
+def test_no_step_waits_for_the_device(names, family):
+    """Between the first and the last call of the denoiser the host reads as much as without."""
+
+    def reads(pipe):
+        counts = []
+        hook = denoiser(pipe).register_forward_hook(lambda module, args, output: counts.append(waits.count))
+        with Waits() as waits:
+            draw(pipe, num_inference_steps=5)
+        hook.remove()
+        return counts[-1] - counts[0]
+
+    plain = BUILDERS[family]()
+    pipe = negengine.apply(BUILDERS[family](), *(METHODS[name] for name in names))
+    assert reads(pipe) == reads(plain)
+
+
+def test_applying_a_kind_again_replaces_it_in_its_place(family):
+    pipe = negengine.apply(BUILDERS[family](), NEGTOME, METHODS["np"])
+    negengine.apply(pipe, NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, alpha=0.2))
+    fresh = NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, alpha=0.2)
+    fresh = negengine.apply(BUILDERS[family](), fresh, METHODS["np"])
+    assert [report.method for report in negengine.status(pipe)] == ["NegToMe", "negative prompting"]
+    assert torch.equal(draw(pipe), draw(fresh))
+
+
+def test_bad_calls(family):
+    pipe = BUILDERS[family]()
+    with pytest.raises(TypeError, match=r"no method given; there are .*negengine\.NegToMe.*negengine\.CADS"):
+        negengine.apply(pipe)
+    with pytest.raises(ValueError, match="two settings of one method"):
+        negengine.apply(pipe, NEGTOME, NegToMe())
+    with pytest.raises(TypeError, match="is no method; there are"):
+        negengine.remove(pipe, dict)
+    negengine.apply(pipe, NEGTOME)
+    negengine.remove(pipe, CADS)
+    assert [report.method for report in negengine.status(pipe)] == ["NegToMe"]
+    with pytest.raises(KeyError, match="CADS is not applied; there are NegToMe"):
+        negengine.status(pipe)[CADS]
