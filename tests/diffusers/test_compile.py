@@ -146,3 +146,45 @@ def test_through_autograd_tracing():
     expected = call(negengine.apply(pipe, negengine.NegToMe(**SETTINGS)))
     compiled(pipe, "aot_eager")
     torch.testing.assert_close(call(pipe), expected, rtol=1e-4, atol=1e-4)
+
+
+AVOID = "the sea"
+METHODS = {
+    "dng": negengine.DynamicNegativeGuidance(prompt=AVOID, tau=0.01, surrogate="ancestral"),
+    "negative prompting": negengine.NegativePrompting(prompt=AVOID),
+    "sld": negengine.SafeLatentDiffusion.preset("dng", prompt=AVOID, scale=5.0, warmup=1),
+    "cads": negengine.CADS(tau1=0.2, tau2=1.0),
+    "seed variance": negengine.SeedVariance(timesteps=(500, 1000)),
+}
+
+
+OTHERS = [
+    pytest.param(name, family, marks=() if (name, family) == ("dng", "flux") else pytest.mark.exhaustive)
+    for name in METHODS
+    for family in ("flux", "sdxl")
+]
+
+
+@pytest.mark.parametrize("name,family", OTHERS)
+def test_other_methods(name, family):
+    """Their doors are inside the graph: one graph, or two where a window opens; other seeds and step counts find them made."""
+    pipe, eager, backend = BUILDERS[family](), BUILDERS[family](), Counting(large=True)
+    for each in (pipe, eager):
+        negengine.apply(each, METHODS[name])
+    compiled(pipe, backend)
+    for call in ({}, {"seed": 5}, {"num_inference_steps": 5}):
+        torch.testing.assert_close(draw(pipe, **call), draw(eager, **call), rtol=1e-3, atol=1e-3)
+    assert backend.graphs <= 2
+    assert [report.active_steps for report in negengine.status(pipe)] == [r.active_steps for r in negengine.status(eager)]
+
+
+def test_three_methods_together():
+    pipe, eager, backend = BUILDERS["flux"](), BUILDERS["flux"](), Counting(large=True)
+    for each in (pipe, eager):
+        negengine.apply(each, negengine.NegToMe(**SETTINGS), METHODS["dng"], METHODS["seed variance"])
+    compiled(pipe, backend)
+    for seed in (2, 5):
+        torch.testing.assert_close(draw(pipe, seed=seed), draw(eager, seed=seed), rtol=1e-3, atol=1e-3)
+    assert backend.graphs <= 2
+    p = negengine.status(pipe)[negengine.DynamicNegativeGuidance].p
+    assert p[0] != p[1]

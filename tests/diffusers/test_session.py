@@ -99,11 +99,8 @@ def doors(log):
 def test_every_door_in_its_order(recorder, family):
     pipe = negengine.apply(BUILDERS[family](), Recorded(), RecordedToo())
     draw(pipe, num_inference_steps=2)
-    sites, halves = (
-        (4, 1)
-        if family == "flux"
-        else (len([name for name, _ in pipe.unet.named_modules() if name.endswith((".attn1", ".attn2"))]), 2)
-    )
+    attentions = [name for name, _ in denoiser(pipe).named_modules() if name.endswith((".attn1", ".attn2"))]
+    sites, halves = (4, 1) if family == "flux" else (len(attentions), 2)
     one, two = "recorded", "recorded-too"
     step = [(one, "inputs"), (two, "inputs"), (one, "joins"), (two, "joins"), *[(one, "tokens"), (two, "tokens")] * sites]
     step += [(one, "prediction"), (two, "prediction"), (one, "stepped"), (two, "stepped")]
@@ -114,11 +111,6 @@ def test_every_door_in_its_order(recorder, family):
     assert {entry[2:] for entry in recorder if entry[1] == "prediction"} == {(4 * halves, 4)}
     assert {entry[3] for entry in recorder if entry[1] == "tokens"} == {4 * halves + 8}
     assert doors(recorder)[-2:] == [(one, "finish"), (two, "finish")]
-
-
-Recording._sites_of = staticmethod(
-    lambda pipe: list(negengine.diffusers.families.find_denoiser(pipe)[1].tokens.sites(denoiser(pipe)))
-)
 
 
 def test_heard_and_never_altered(recorder, family):
