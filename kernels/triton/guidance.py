@@ -132,21 +132,19 @@ def token(positive, negative, d, D):
 
 
 @triton.jit
-def extrapolated(z, away, gain):
-    return z + rounded_product(z - away, gain)
+def shares(most, size, gain, tau, share, rest):
+    """What ``z`` and ``z - away`` are multiplied by: so the extrapolation is not rounded again on its way through factor and blend.
+
+    The extrapolation is held to ``tau`` times the norm of ``z``, and stays as it is where it is nothing.
+    """
+    ratio = tl.where(size == 0, 1.0, tl.div_rn(most * tau, size))
+    held = tl.where(ratio > 1, 1.0, ratio) * share
+    return held + rest, held * gain
 
 
 @triton.jit
-def held(most, size, tau):
-    """What the extrapolation is multiplied by: at most one, and one where it is nothing."""
-    ratio = tl.where(size == 0, 1.0, tl.div_rn(rounded_product(most, tau), size))
-    return tl.where(ratio > 1, 1.0, ratio)
-
-
-@triton.jit
-def blend(z, away, gain, factor, share, rest, out, other, d, D, BOTH: tl.constexpr):
-    blended = rounded_product(rounded_product(extrapolated(z, away, gain), factor), share) + rounded_product(z, rest)
-    y = narrowed(blended, out.dtype.element_ty)
+def blend(z, away, own, apart, out, other, d, D, BOTH: tl.constexpr):
+    y = narrowed(own * z + apart * (z - away), out.dtype.element_ty)
     tl.store(out + d, y, mask=d < D)
     if BOTH:
         tl.store(other + d, y, mask=d < D)
@@ -187,16 +185,16 @@ def nag_kernel(
     if WHOLE:
         d = tl.arange(0, BLOCK_D)
         z, away = token(z_at, away_at, d, D)
-        factor = held(tl.sum(tl.abs(z), 0), tl.sum(tl.abs(extrapolated(z, away, gain)), 0), tau)
-        blend(z, away, gain, factor, share, rest, out_at, other_at, d, D, BOTH)
+        own, apart = shares(tl.sum(tl.abs(z), 0), tl.sum(tl.abs(z + gain * (z - away)), 0), gain, tau, share, rest)
+        blend(z, away, own, apart, out_at, other_at, d, D, BOTH)
     else:
         most, size = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
         for start in range(0, D, BLOCK_D):
             z, away = token(z_at, away_at, start + tl.arange(0, BLOCK_D), D)
             most += tl.abs(z)
-            size += tl.abs(extrapolated(z, away, gain))
-        factor = held(tl.sum(most, 0), tl.sum(size, 0), tau)
+            size += tl.abs(z + gain * (z - away))
+        own, apart = shares(tl.sum(most, 0), tl.sum(size, 0), gain, tau, share, rest)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             z, away = token(z_at, away_at, d, D)
-            blend(z, away, gain, factor, share, rest, out_at, other_at, d, D, BOTH)
+            blend(z, away, own, apart, out_at, other_at, d, D, BOTH)
