@@ -14,7 +14,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from negengine.kernels.call import Call
 from negengine.kernels.guidance import Evidence, Guide, Nag
-from negengine.ops import verdicts
+from negengine.ops import guidance_check, verdicts
 from negengine.ops.registry import Backend, Guidance, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -183,11 +183,7 @@ def _nag(call: Nag) -> None:
         guidance_launch.nag(call)
 
 
-def _guidance_defers(device: torch.device, dtype: torch.dtype) -> str | None:
-    return None if device.type == "cuda" else "on CPUs it is Triton's interpreter, which is for tests"
-
-
-_GUIDANCE = Guidance(lambda device, dtype: _refuses(device, dtype, "exact"), _guide, _evidence, _nag, _guidance_defers)
+_GUIDANCE = Guidance(lambda device, dtype: _refuses(device, dtype, "exact"), _guide, _evidence, _nag, guidance_check.defers)
 
 register_backend(
     Backend(
