@@ -50,8 +50,8 @@ def test_evidence_and_distances(clip):
             for row, eps in enumerate((n[i, k].item(), c[i, k].item())):
                 x0 = (x[i, k].item() - math.sqrt(1 - ALPHA_BAR) * eps) / math.sqrt(ALPHA_BAR)
                 x0 = x0 if clip is None else min(max(x0, -clip), clip)
-                mean = math.sqrt(BEFORE) * (1 - a) / (1 - ALPHA_BAR) * x0 + math.sqrt(a) * (1 - BEFORE) / (1 - ALPHA_BAR) * x[i, k].item()
-                expected[row][i] += (y[i, k].item() - mean) ** 2
+                mean = math.sqrt(BEFORE) * (1 - a) * x0 + math.sqrt(a) * (1 - BEFORE) * x[i, k].item()
+                expected[row][i] += (y[i, k].item() - mean / (1 - ALPHA_BAR)) ** 2
     means = torch.tensor(guidance.means_of(ALPHA_BAR, BEFORE), dtype=torch.float64)
     close(guidance.distances(x, y, c, n, means, clip=clip), expected)
     close(guidance.evidence(x, y, c, n, means, clip=clip), [a - b for a, b in zip(*expected, strict=True)])

@@ -14,8 +14,8 @@ GUIDE_SMALL = ["strength", "guidance"]
 EVIDENCE_SIZES = ["sample_b", "previous_b", "conditional_b", "negative_b", "unconditional_b", "size", "n", "tiles", "clip"]
 EVIDENCE_SMALL = ["means", "guidance", "partial"]
 NAG_SIZES = [
-    "positive_b", "positive_t", "negative_b", "negative_t", "out_b", "out_t", "other_b", "other_t", "T", "D", "gain", "tau", "share",
-    "rest",
+    "positive_b", "positive_t", "negative_b", "negative_t", "out_b", "out_t", "other_b", "other_t", "T", "D", "gain", "tau",
+    "share", "rest",
 ]  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for latent in LATENTS:
             for batch in BATCHES:
-                # three predictions read, the result written twice; eager: three operators a line of `plain_guide`, cat reads and writes 4
+                # three predictions read, the result written twice
                 yield Case("guide", (batch, *latent), dtype, 5, 20, 5)
                 yield Case("evidence", (batch, *latent), dtype, 5, 56, 5)
         for tokens in TOKENS:
@@ -104,6 +104,7 @@ def variants(case: Case, device: str, compiled: bool) -> dict[str, Callable[[], 
     names = [name for name, missing in ops.backends().items() if missing is None and name != "torch" and _takes(name, device, case)]
     found: dict[str, Callable[[], object]] = {}
     plain: Callable[..., Tensor]
+    arguments: tuple[Tensor, ...]
     if case.operator == "nag":
         z, away = draw(2)
         found |= {name: lambda name=name: ops.nag(z, away, *NAG, backend=name) for name in names}  # type: ignore[misc]
@@ -132,12 +133,13 @@ def _takes(name: str, device: str, case: Case) -> bool:
 
 @torch.inference_mode()
 def measure(case: Case, device: str, rounds: int = 15, compiled: bool = True) -> list[dict[str, Any]]:
-    """One row a variant: seconds, ratios to the rivals, the floor in bytes and in seconds at the bandwidth of a copy before and after."""
+    """One row a variant: seconds, ratios to the rivals, the floor in bytes and, at the bandwidth of a copy, in seconds."""
     before = ceilings.copy_bandwidth(device)
     calls = variants(case, device, compiled) | {"again": variants(case, device, False)["plain"]}
     timer = interleave_graphs if device == "cuda" else interleave
     timings: dict[str, Timing] = timer(calls, rounds=2 * rounds + 1 if case.elements <= SMALL else rounds)
     copy = max(before, ceilings.copy_bandwidth(device))
+    rivals = [name for name in calls if name.startswith("plain")]
     noise = abs(timings["again"].median / timings["plain"].median - 1)
     return [
         {
@@ -147,9 +149,7 @@ def measure(case: Case, device: str, rounds: int = 15, compiled: bool = True) ->
             "dtype": dtype_name(case.dtype),
             "variant": name,
             **timings[name].summary(),
-            "ratio": {
-                rival: timings[rival].median / timings[name].median for rival in calls if rival.startswith("plain") and rival != name
-            },
+            "ratio": {rival: timings[rival].median / timings[name].median for rival in rivals if rival != name},
             "predicted": {"plain": case.plain / case.passes, "plain + compile": case.fused / case.passes},
             "bytes": case.bytes,
             "copy": copy,

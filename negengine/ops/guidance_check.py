@@ -47,7 +47,7 @@ def defers(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @torch.no_grad()
 def wrong(device: torch.device, dtype: torch.dtype, backend: str = "triton") -> str | None:
-    """What a backend gets wrong of :func:`reference.guide`, :func:`reference.squares` and :func:`reference.nag`; None if nothing."""
+    """What a backend gets wrong of the three operators; None if nothing."""
     for size in SIZES:
         generator = torch.Generator().manual_seed(size)
         c, n, u, x, y = (torch.randn(2, size, generator=generator).to(dtype) for _ in range(5))

@@ -33,7 +33,8 @@ WIDTHS = (640, 3072)  # channels, of each a kind of rows configuration
 CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton-resources.md"
 GUIDANCE_DOCUMENT = DOCUMENT.with_name("guidance-kernels.md")
-MOST_SPILLED = {"match": 16, "norms": 80, "merge": 80, "guide": 0, "evidence": 0, "nag": 0}  # bytes, where ptxas would rather spill than fit one block less
+# bytes, where ptxas would rather spill than fit one block less
+MOST_SPILLED = {"match": 16, "norms": 80, "merge": 80, "guide": 0, "evidence": 0, "nag": 0}
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32",
@@ -340,8 +341,8 @@ def guidance_fingerprint() -> str:
 def guidance_table(results: dict[Variant, Compiled]) -> str:
     """One row for each kernel, architecture and block: the heaviest of its variants."""
     lines = [
-        f"{len(results):,} variants of the kernels {guidance_fingerprint()}, Triton {triton.__version__}. Of each block the heaviest:"
-        " registers per thread, bytes of spills per thread, bytes of shared memory per block.\n",
+        f"{len(results):,} variants of the kernels {guidance_fingerprint()}, Triton {triton.__version__}. Of each block the"
+        " heaviest: registers per thread, bytes of spills per thread, bytes of shared memory per block.\n",
         "| kernel | architecture | block | warps | registers | spills | shared |",
         "|" + " --- |" * 7,
     ]

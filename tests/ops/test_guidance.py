@@ -198,7 +198,8 @@ def rounding(sample, previous, conditional, negative, means, unconditional, guid
     terms = reference.squares(sample, previous, conditional, negative, means, unconditional, guidance, guide_negative, clip)
     factor = terms[1].sqrt() + terms[2].sqrt()
     apart = (x0[0] + x0[1]) * m[2]
-    return torch.stack([apart * factor + (d[0] + d[1]) * torch.minimum(apart, factor), d[1] * terms[1].sqrt(), d[0] * terms[2].sqrt()])
+    difference = apart * factor + (d[0] + d[1]) * torch.minimum(apart, factor)
+    return torch.stack([difference, d[1] * terms[1].sqrt(), d[0] * terms[2].sqrt()])
 
 
 @CASES
@@ -209,9 +210,11 @@ def test_evidence(case: Case, draw: Draw):
     means, clip = means_on(case, draw.integer(0, len(MEANS) - 1)), draw.one_of((None, 1.0, 0.1))
     takes = registry._BACKENDS[case.backend].guidance.refuses
     others = [d for d in (case.dtype, torch.float32, torch.float16) if takes(torch.device(case.device), d) is None]
-    sample, previous = (
-        laid_out(values(draw.one_of(KINDS), shape, draw.seed(), draw.one_of(others), case.device), draw.one_of(LAYOUTS)) for _ in "xy"
-    )
+
+    def one() -> torch.Tensor:
+        return laid_out(values(draw.one_of(KINDS), shape, draw.seed(), draw.one_of(others), case.device), draw.one_of(LAYOUTS))
+
+    sample, previous = one(), one()
     arguments = (sample, previous, given.conditional, given.negative, means, *given.cfg, clip)
     found = ops.evidence(*arguments, backend=case.backend)
     both = ops.distances(*arguments, backend=case.backend)
