@@ -461,8 +461,15 @@ def test_on_cpus_the_native_kernels_are_chosen_where_they_can():
 # --- torch.library -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if case.dtype in (torch.float32, torch.bfloat16)], ids=str)
-@pytest.mark.parametrize("layout", ["plain", "rows of a batch", "strided"])
+def opchecks():
+    """Of every backend one, and one that is not contiguous; the others with all tests."""
+    for case in cases():
+        for layout in ("plain", "rows of a batch", "strided") if case.dtype in (torch.float32, torch.bfloat16) else ():
+            guards = case.dtype == torch.float32 and (layout == "plain" or (layout == "strided" and case.backend != "torch"))
+            yield pytest.param(case, layout, marks=() if guards else pytest.mark.exhaustive, id=f"{case}-{layout}")
+
+
+@pytest.mark.parametrize("case, layout", [*opchecks()])
 def test_opcheck(case, layout):
     c, n, u, x = (laid_out(values("normal", (2, 3, 5), seed, case.dtype, case.device), layout) for seed in range(4))
     strength, g, means = torch.ones(2, device=case.device), torch.ones(1, device=case.device), means_on(case)
@@ -484,7 +491,7 @@ def test_shapes_on_the_meta_device():
     assert ops.nag_(x, x, 5.0, 2.5, 0.25, both=True) is x
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_compiled(dynamic):
     def function(x, strength, g, scale):
         u, c, n = x.chunk(3)
