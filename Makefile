@@ -42,6 +42,7 @@ test-rest: install ## what `make test` leaves out: exhaustive cases, and the con
 
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton-resources.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
+	$(PY) tests/kernels/gates.py --guidance --jobs $$(nproc) --write
 
 predict: install ## what a call would take on GPUs that are not here, from the compiled kernels, into docs/predicted.md
 	$(PY) bench/predict.py

@@ -89,6 +89,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for row in documents.get(what, {"rows": []})["rows"]:
             name = row.get("pipeline") or f"{row['stack']} {row['dtype']}"
             say(f"{name:18} {row['variant']:10} {row['median']:8.3f} s  {row['overhead']:+7.1%}  (noise {row['noise']:.1%})")
+    for row in documents.get("guidance", {"rows": []})["rows"]:
+        ratios = ", ".join(f"{name} {value:.2f}" for name, value in row["ratio"].items())
+        say(f"{row['case']:30} {row['variant']:16} {1e3 * row['median']:9.3f} ms  of floor {row['floor_reached']:5.0%}  {ratios}")
     for row in documents.get("dispatch", {"rows": []})["rows"]:
         say(f"host, alpha and threshold as {row['settings']:8} {row['backend']:8} {row['median'] * 1e6:6.1f} us a call")
     reasons: dict[str, list[str]] = {}

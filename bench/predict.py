@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench" / "results" / "predicted.json"
-MODEL = ("sass", "machines", "launches", "model", "shapes")
+MODEL = ("sass", "machines", "launches", "model", "shapes", "guidance_model")
 DTYPE = "bf16"
 
 
@@ -57,6 +57,23 @@ def row(machine: Any, shape: Any) -> dict[str, Any]:
     }
 
 
+def guidance_row(machine: Any, operator: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    import torch
+
+    from negengine.bench import guidance_model
+
+    call = (operator, shape, torch.bfloat16, machine)
+    return {
+        "machine": machine.name,
+        "operator": operator,
+        "shape": list(shape),
+        "dtype": DTYPE,
+        "bytes": guidance_model.moved(*call[:3]),
+        "floor": guidance_model.floor(*call),
+        "seconds": guidance_model.predict(*call),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compile nothing; fail where the prediction is of other sources")
@@ -68,9 +85,11 @@ def main() -> int:
         return 1
     import triton
 
+    from negengine.bench.guidance_model import CASES
     from negengine.bench.machines import MACHINES
     from negengine.bench.shapes import SHAPES
 
+    guidance = [guidance_row(machine, *case) for machine in MACHINES.values() for case in CASES]
     rows = []
     for machine in MACHINES.values():
         for shape in SHAPES.values():
@@ -82,6 +101,7 @@ def main() -> int:
         "fingerprint": fingerprint(),
         "triton": triton.__version__,
         "rows": rows,
+        "guidance": guidance,
     }
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
     return 0

@@ -263,7 +263,50 @@ def sensitivity() -> str:
     return "\n".join(lines) + "\n"
 
 
+def guidance() -> str:
+    """Milliseconds of ours and ratios, one row an operator and shape, its dtypes side by side."""
+    dtypes = ("fp32", "bf16", "fp16")
+    found = {(row["operator"], tuple(row["shape"]), row["dtype"], row["variant"]): row for row in document("guidance")["rows"]}
+    columns = ["operator, shape", "floor, MB", "ours, ms", "plain / ours", "predicted", "plain + compile / ours", "predicted"]
+    columns.append("floor / ours")
+    lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    for operator, shape in dict.fromkeys(key[:2] for key in found):
+        rows = [found[operator, shape, dtype, "cpu"] for dtype in dtypes]
+        guesses = [f"{rows[0]['predicted'][rival]:.1f}" for rival in ("plain", "plain + compile")]
+        cells = [
+            f"{operator}, {' x '.join(map(str, shape))}", across(rows, lambda row: row["bytes"] / 1e6, ".1f"),
+            across(rows, lambda row: 1e3 * row["median"]), across(rows, ratio("plain"), ".1f"), guesses[0],
+            across(rows, ratio("plain + compile"), ".1f"), guesses[1], across(rows, lambda row: row["floor_reached"]),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    whole = document("guidance")
+    copies = [row["copy"] / 1e9 for row in whole["rows"]]
+    noise = sorted(row["noise"] for row in whole["rows"])
+    machine = whole["machine"]
+    return "\n".join(lines) + (
+        f"\n\n{machine['processor']}, {machine['threads']} threads, {whole['isa']}, torch {whole['versions']['torch']},"
+        f" {whole['date']}.\nA copy of 256 MB reached {min(copies):.1f} to {max(copies):.1f} GB/s from case to case; the same"
+        f" variant timed twice differed by {noise[len(noise) // 2]:.0%}\nin the median case and by {noise[-1]:.0%} in the worst.\n"
+    )
+
+
+def guidance_predicted() -> str:
+    rows = predictions()["guidance"]
+    lines = [
+        f"Predicted from the sources {predictions()['fingerprint']}, Triton {predictions()['triton']}: bfloat16, and a launch.\n",
+        "| GPU | operator, shape | floor, MB | floor, us | predicted, us | measured |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        name = f"{row['operator']}, {' x '.join(map(str, row['shape']))}"
+        figures = f"{row['bytes'] / 1e6:.1f} | {1e6 * row['floor']:.1f} | {1e6 * row['seconds']:.1f}"
+        lines.append(f"| {row['machine']} | {name} | {figures} | not yet measured |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
+    "guidance": (ROOT / "docs" / "guidance-kernels.md", guidance),
+    "guidance predicted": (ROOT / "docs" / "guidance-kernels.md", guidance_predicted),
     "predicted": (ROOT / "docs" / "predicted.md", predicted),
     "sensitivity": (ROOT / "docs" / "predicted.md", sensitivity),
     "operator": (ROOT / "README.md", operator),

@@ -13,7 +13,8 @@ class Branches(NamedTuple):
     Attributes:
         conditional, negative: ``[n, size]``, elements adjacent, rows any distance apart.
         unconditional: the same, or None: ``e`` is ``conditional`` and ``m`` is ``negative``.
-        guidance: float32 or float64 ``[1]``; with ``unconditional``, ``e = unconditional + guidance (conditional - unconditional)``.
+        guidance: float32 or float64 ``[1]``; with ``unconditional``, ``e = unconditional + guidance
+            (conditional - unconditional)``.
         guide_negative: ``m`` is made of ``negative`` as ``e`` is of ``conditional``.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from negengine.kernels.guidance import Branches, Evidence, Guide, Nag
 from torch import Tensor
@@ -12,34 +14,36 @@ SUMMED = 4096  # elements to a partial sum; fewer than torch shares out among th
 
 
 def guide(call: Guide) -> None:
-    conditional, negative, *rest = _wide(call.branches)
+    conditional, negative, *rest = _wide(call.branches, _compute(call.out))
     value = reference.guide(conditional, negative, call.strength, *rest)
     call.out.view(call.copies, *value.shape).copy_(value)
 
 
 def evidence(call: Evidence) -> Tensor:
-    conditional, negative, *rest = _wide(call.branches)
-    sample, previous = (_widened(t) for t in (call.sample, call.previous))
+    compute = _compute(call.sample, call.previous, call.branches.conditional)
+    conditional, negative, *rest = _wide(call.branches, compute)
+    sample, previous = (t.to(compute) for t in (call.sample, call.previous))
     return _sums(reference.squares(sample, previous, conditional, negative, call.means, *rest, call.clip))
 
 
 def nag(call: Nag) -> None:
-    value = reference.nag(_widened(call.positive), _widened(call.negative), call.scale, call.tau, call.alpha)
+    z, away = (t.to(_compute(call.out)) for t in (call.positive, call.negative))
+    value = reference.nag(z, away, call.scale, call.tau, call.alpha)
     call.out.copy_(value)
     if call.other is not None:
         call.other.copy_(value)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _compute(*tensors: Tensor) -> torch.dtype:
+    """The widest dtype of these tensors, float32 at least."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
-def _wide(branches: Branches) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
+def _wide(branches: Branches, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
     """The arguments of ``negengine.reference.guidance.branches``."""
-    conditional, negative, unconditional = (None if t is None else _widened(t) for t in branches[:3])
-    assert conditional is not None
-    assert negative is not None
-    return conditional, negative, unconditional, branches.guidance, branches.guide_negative
+    u = branches.unconditional
+    conditional, negative = branches.conditional.to(dtype), branches.negative.to(dtype)
+    return conditional, negative, None if u is None else u.to(dtype), branches.guidance, branches.guide_negative
 
 
 def _sums(terms: Tensor) -> Tensor:

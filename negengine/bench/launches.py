@@ -93,6 +93,36 @@ def recorded(shape: Shape, dtype: torch.dtype, architecture: str, matching: str 
     return found
 
 
+def recorded_guidance(operator: str, shape: tuple[int, ...], dtype: torch.dtype, architecture: str) -> Launch:
+    """The launch of one call of guidance: ``"guide"`` and ``"evidence"`` with classifier-free guidance, ``"nag"``.
+
+    Args:
+        shape: ``[n, ...]`` of the predictions, ``[B, T, D]`` of the attention outputs.
+
+    Raises:
+        RuntimeError: under Triton's interpreter, which compiles nothing.
+    """
+    from negengine.kernels import guidance as calls
+    from negengine.kernels.triton import guidance_launch, rows
+
+    if rows.INTERPRETED.value:
+        raise RuntimeError("TRITON_INTERPRET is set, so nothing is compiled; unset it to predict")
+    found: list[Launch] = []
+    n, x = shape[0], torch.empty(shape, dtype=dtype, device="meta")
+    one, many, means = (torch.empty(size, dtype=torch.float64, device="meta") for size in (1, n, 4))
+    with _recording(architecture, found):
+        if operator == "nag":
+            guidance_launch.nag(calls.Nag(x, x, 5.0, 2.5, 0.25, x, None))
+        else:
+            x = x.flatten(1)
+            branches = calls.Branches(x, x, x, one, False)
+            if operator == "guide":
+                guidance_launch.guide(calls.Guide(branches, many, 2, x.new_empty(2 * n, x.shape[1])))
+            else:
+                guidance_launch.evidence(calls.Evidence(branches, x, x, means, 1.0))
+    return found[0]
+
+
 @contextlib.contextmanager
 def _recording(architecture: str, found: list[Launch]) -> Iterator[None]:
     import triton

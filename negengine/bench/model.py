@@ -4,7 +4,7 @@
   block barriers.
 * Search: the processor with the most tiles sets the time. A tile is its steps, each as long as the slowest of the matrix units, the
   instructions and the L2 cache, then what of prologue, refill and epilogue nothing hides.
-* Rows (norms, merge): the slowest of memory, L2 cache, instructions and the chain of dependent loads.
+* Rows (norms, merge), and the kernels of guidance: the slowest of memory, L2 cache, instructions and the chain of dependent loads.
 * The bare product: a kernel whose steps are as fast as the machine allows and whose epilogues are hidden, with the best of
   some tiles.
 """
@@ -306,7 +306,11 @@ def rows_seconds(launch: Launch, rows: int, moved: float, machine: Machine) -> f
 
 def rows_time(parts: sass.Rows, launch: Launch, rows: int, moved: float, machine: Machine) -> float:
     passages = math.ceil(launch.values["D"] * launch.values["VECTOR"] / launch.values["BLOCK_D"])
-    programs = math.ceil(rows / launch.values["ROWS"])
+    return streamed_time(parts, launch, math.ceil(rows / launch.values["ROWS"]), passages, moved, machine)
+
+
+def streamed_time(parts: sass.Rows, launch: Launch, programs: int, passages: int, moved: float, machine: Machine) -> float:
+    """Of a kernel that does something once for each program and goes ``passages`` times through its loops."""
     share = launch.warps / machine.schedulers  # of a block, on each scheduler: blocks of one warp are spread over all of them
     warps, blocks = math.ceil(share), resident(launch, machine)
     rounds = math.ceil(programs / (machine.processors * blocks))

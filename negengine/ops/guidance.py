@@ -2,8 +2,8 @@
 
 Dynamic negative guidance (Koulischer et al., arXiv 2410.14398) needs two: :func:`guide`, its update and that of negative prompting,
 and :func:`evidence`, what a step says about the avoided class. Normalized attention guidance (Chen et al., arXiv 2505.21179) needs
-:func:`nag`. The operators registered with ``torch.library`` are ``negengine::guide``, ``negengine::evidence``, ``negengine::nag`` and
-the in-place ``negengine::nag_`` and ``negengine::nag_both_``; in compiled graphs they stay whole.
+:func:`nag`. The operators registered with ``torch.library`` are ``negengine::guide``, ``negengine::evidence``, ``negengine::nag``,
+and in place ``negengine::nag_`` and ``negengine::nag_both_``; in compiled graphs they stay whole.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def _check_nag(positive, negative, scale, tau, alpha, backend, written=()):  # t
         raise ValueError(f"tau bounds a ratio of norms and must not be negative, got {tau}")
     for name, tensor in written:
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ValueError(f"{name} repeats the same memory (an expanded tensor) and cannot be overwritten; call contiguous() first")
+            raise ValueError(f"{name} repeats the same memory (an expanded tensor) and cannot be overwritten; make it contiguous")
     _check_name(backend)
 
 
@@ -317,7 +317,7 @@ def _nag_impl(positive, negative, scale, tau, alpha, backend):  # type: ignore[n
     return out
 
 
-def _nag_inplace(positive, negative, scale, tau, alpha, backend, both):  # type: ignore[no-untyped-def]
+def _nag_inplace(both, positive, negative, scale, tau, alpha, backend):  # type: ignore[no-untyped-def]
     written = [("positive", positive), ("negative", negative)][: 1 + both]
     _check_nag(positive, negative, scale, tau, alpha, backend, written)
     chosen = registry.choose_guidance(backend, positive.device, positive.dtype)
@@ -332,11 +332,11 @@ def _nag_inplace(positive, negative, scale, tau, alpha, backend, both):  # type:
 
 
 def _nag_inplace_impl(*args):  # type: ignore[no-untyped-def]
-    _nag_inplace(*args, both=False)
+    _nag_inplace(False, *args)
 
 
 def _nag_both_impl(*args):  # type: ignore[no-untyped-def]
-    _nag_inplace(*args, both=True)
+    _nag_inplace(True, *args)
 
 
 for _name, _implementation in (

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from negengine.kernels.call import Call
-from negengine.ops import verdicts
-from negengine.ops.registry import Backend, register_backend
+from negengine.kernels.guidance import Evidence, Guide, Nag
+from negengine.ops import guidance_check, verdicts
+from negengine.ops.registry import Backend, Guidance, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (8, 0)  # compute capability
@@ -158,6 +159,32 @@ def _traced_negtome_(
     _run(Call(x, bank, references, mask, matching, search, x, alpha, threshold, keep, stats, disjoint, table))
 
 
+# --- guidance: whole in a compiled graph -------------------------------------------------------------------------
+
+
+def _guide(call: Guide) -> None:
+    from negengine.kernels.triton import guidance_launch
+
+    with _on(call.out):
+        guidance_launch.guide(call)
+
+
+def _evidence(call: Evidence) -> Tensor:
+    from negengine.kernels.triton import guidance_launch
+
+    with _on(call.sample):
+        return guidance_launch.evidence(call)
+
+
+def _nag(call: Nag) -> None:
+    from negengine.kernels.triton import guidance_launch
+
+    with _on(call.out):
+        guidance_launch.nag(call)
+
+
+_GUIDANCE = Guidance(lambda device, dtype: _refuses(device, dtype, "exact"), _guide, _evidence, _nag, guidance_check.defers)
+
 register_backend(
     Backend(
         "triton",
@@ -169,5 +196,6 @@ register_backend(
         fingerprint=verdicts.fingerprint,
         # the interpreter runs kernels, it cannot record them
         traced={} if _interpreted() else {"match": _traced_match, "negtome": _traced_negtome, "negtome_": _traced_negtome_},
+        guidance=_GUIDANCE,
     )
 )

@@ -62,7 +62,7 @@ def guide(
 
 
 def clean(sample: Tensor, prediction: Tensor, means: Tensor, clip: float | None = None) -> Tensor:
-    """The clean image that a prediction stands for: ``x0 = means[0] sample + means[1] prediction``, clamped to ``[-clip, clip]``."""
+    """The clean image of a prediction: ``x0 = means[0] sample + means[1] prediction``, clamped to ``[-clip, clip]``."""
     x0 = means[0] * sample + means[1] * prediction
     return x0 if clip is None else x0.clamp(-clip, clip)
 

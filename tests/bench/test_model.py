@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from negengine.bench import launches, model, sass
+from negengine.bench import guidance_model, launches, model, sass
 from negengine.bench.machines import MACHINES, Latencies, Machine
 from negengine.bench.shapes import SHAPES, Shape
 
@@ -225,9 +225,27 @@ def test_the_kernels_are_recorded_and_predicted():
         model.predict(found[:2], shape, "bf16", H100)
 
 
+@pytest.mark.skipif(triton.knobs.runtime.interpret, reason="the interpreter replaces the compiler")
+@pytest.mark.parametrize("operator, shape", [("guide", (2, 4, 64, 64)), ("evidence", (2, 4, 64, 64)), ("nag", (2, 512, 640))])
+def test_the_kernels_of_guidance_are_predicted(operator, shape):
+    call = (operator, shape, torch.bfloat16)
+    launch_ = launches.recorded_guidance(*call, "sm_90")
+    assert launch_.name == f"{operator}_kernel"
+    programs = 2 * 512 if operator == "nag" else 2 * 4 * 64 * 64 // launch_.values["BLOCK"]
+    assert launch_.programs == programs
+    floor = guidance_model.floor(*call, H100)
+    assert floor == pytest.approx((3 if operator == "nag" else 5) * 2 * torch.Size(shape).numel() / (3.35e12 * 0.9))
+    predicted = guidance_model.predict(*call, H100)
+    assert floor + H100.launch <= predicted < 1e-4
+    slow = dataclasses.replace(H100, memory=H100.memory / 100)
+    assert guidance_model.predict(*call, slow) == pytest.approx(guidance_model.floor(*call, slow) + H100.launch)
+
+
 def test_nothing_is_recorded_under_the_interpreter(monkeypatch):
     from negengine.kernels.triton import rows
 
     monkeypatch.setattr(rows, "INTERPRETED", triton.language.constexpr(True))
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
         launches.recorded(SHAPES["sdxl-32"], torch.bfloat16, "sm_90")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
+        launches.recorded_guidance("nag", (1, 2, 64), torch.bfloat16, "sm_90")

@@ -21,7 +21,8 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    documents = ("README.md", "docs/kernels.md", "docs/kernels-triton.md", "docs/predicted.md")
+    names = ("kernels", "kernels-triton", "predicted", "guidance-kernels")
+    documents = ("README.md", *(f"docs/{name}.md" for name in names))
     for name in (*documents, "bench/tables.py", "bench/results"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)

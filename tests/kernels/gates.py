@@ -15,11 +15,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import triton
-from negengine.kernels.triton import tuning
+from negengine.kernels.triton import guidance, guidance_launch, tuning
 from negengine.kernels.triton.match import match_kernel
 from negengine.kernels.triton.merge import merge_kernel
 from negengine.kernels.triton.norms import norms_kernel
@@ -32,7 +32,9 @@ DTYPES = ("fp16", "bf16", "fp32")
 WIDTHS = (640, 3072)  # channels, of each a kind of rows configuration
 CODES = {"int8": ("i8", INT8.value), "fp8": ("fp8e4nv", FP8.value)}  # type and constant of a quantised search
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels-triton-resources.md"
-MOST_SPILLED = {"match": 16, "norms": 80, "merge": 80}  # bytes, where ptxas would rather spill than fit one block less
+GUIDANCE_DOCUMENT = DOCUMENT.with_name("guidance-kernels.md")
+# bytes, where ptxas would rather spill than fit one block less
+MOST_SPILLED = {"match": 16, "norms": 80, "merge": 80, "guide": 0, "evidence": 0, "nag": 0}
 BEGIN, END = "<!-- written by tests/kernels/gates.py -->\n", "<!-- end -->\n"
 POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "references": "i32", "candidate_index": "i32", "index": "i32", "moved": "i32", "schedule": "i32",
@@ -40,8 +42,11 @@ POINTERS = {  # what each pointer points to, where it is not the dtype of x
     "key_error": "fp32", "query_error": "fp32", "query_weight": "fp32",
     "weight": "fp32", "inverse": "fp32", "candidate_score": "fp32", "cosine": "fp32",
     "mask": "i1", "keep": "i1", "alpha": "fp64", "threshold": "fp64", "stats": "i64",
+    "strength": "fp64", "guidance": "fp32", "means": "fp64", "partial": "fp32",
 }  # fmt: skip
 TENSORS = {"x", "y", "bank", "queries", "keys", "snapshot"}
+TENSORS |= {"conditional", "negative", "unconditional", "sample", "previous", "positive", "out", "other"}
+NUMBERS = {"clip", "gain", "tau", "share", "rest"}  # float32
 CODED = {"key_codes", "query_codes"}
 
 
@@ -55,6 +60,7 @@ class Variant:
     constants: tuple[tuple[str, int | bool], ...]
     num_warps: int
     num_stages: int
+    latents: str = field(default="", repr=False)  # of the evidence, the dtype of its samples where they have another
 
     @property
     def settings(self) -> dict[str, int | bool]:
@@ -66,6 +72,8 @@ class Variant:
         flags += [name for name, (_, constant) in CODES.items() if constant == self.settings.get("QUANTISED")]
         flags += [] if self.settings["VECTOR"] > 1 else ["unaligned"]
         flags += [f"overwritten{self.settings['OVERWRITTEN']}"] if self.kernel == "norms" else []
+        flags += [f"{name.lower()}{self.settings[name]}" for name in ("GUIDED", "BLOCK_D") if name in self.settings]
+        flags += [self.latents] if self.latents else []
         tile = "x".join(str(self.settings[f"BLOCK_{n}"]) for n in "MNK" if f"BLOCK_{n}" in self.settings)
         return "-".join(filter(None, [self.kernel, self.architecture, self.dtype, tile, *flags]))
 
@@ -82,6 +90,7 @@ class Compiled:
 
 
 KERNELS = {"norms": norms_kernel, "match": match_kernel, "merge": merge_kernel}
+KERNELS |= {"guide": guidance.guide_kernel, "evidence": guidance.evidence_kernel, "nag": guidance.nag_kernel}
 
 
 def variants(architecture: str, everything: bool) -> Iterator[Variant]:
@@ -184,12 +193,14 @@ def _signature(variant: Variant) -> dict[str, str]:
                 rows = settings["BLOCK_M" if name == "queries" else "BLOCK_N"]
                 types[name] = f"tensordesc<{dtype}[1, {rows}, {settings['BLOCK_K']}]>"
         else:
-            types[name] = "i32"
+            types[name] = "fp32" if name in NUMBERS else "i32"
     return types
 
 
 def _type(variant: Variant, name: str) -> str:
     """Of what a tensor is made: the dtype of x, or codes, of which the search's variants are named after their kind."""
+    if variant.kernel == "evidence" and name in ("sample", "previous"):
+        return variant.latents or variant.dtype
     kinds = {constant: kind for kind, constant in CODES.values()}
     quantised = variant.settings.get("QUANTISED", 0)
     if not quantised or (variant.kernel != "match" and name not in CODED):
@@ -300,6 +311,51 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
+def guidance_variants(architecture: str) -> Iterator[Variant]:
+    """Of the kernels of guidance, which depend on no architecture. The heaviest of each flag; tokens of every kind of width."""
+    for dtype, aligned in itertools.product(DTYPES, (True, False)):
+        vector = (16 // (4 if dtype == "fp32" else 2)) if aligned else 1
+        config = guidance_launch.ElementsConfig()
+        block = {"VECTOR": vector, "BLOCK": config.block}
+        for guided in (guidance.UNGUIDED.value, guidance.BASE.value, guidance.ALL.value):
+            yield _variant("guide", architecture, dtype, {"GUIDED": guided, **block}, config.num_warps, 3)
+            for latents in ("", "fp32") if dtype == "bf16" else ("",):
+                constants = {"GUIDED": guided, "CLIPPED": True, **block}
+                found = _variant("evidence", architecture, dtype, constants, config.num_warps, 3)
+                yield dataclasses.replace(found, latents=latents)
+        for channels in (320, 640, 1280, 3072, 4096, 5120):
+            tokens = guidance_launch.token_config(channels)
+            constants = {"BOTH": True, "WHOLE": tokens.block_d >= channels, "VECTOR": vector, "BLOCK_D": tokens.block_d}
+            yield _variant("nag", architecture, dtype, constants, tokens.num_warps, 3)
+
+
+def guidance_fingerprint() -> str:
+    digest = hashlib.sha256()
+    for file in ("rows", "guidance"):
+        digest.update((Path(tuning.__file__).parent / f"{file}.py").read_bytes())
+    for architecture in tuning.ARCHITECTURES:
+        digest.update(repr([*guidance_variants(architecture)]).encode())
+    return digest.hexdigest()[:16]
+
+
+def guidance_table(results: dict[Variant, Compiled]) -> str:
+    """One row for each kernel, architecture and block: the heaviest of its variants."""
+    lines = [
+        f"{len(results):,} variants of the kernels {guidance_fingerprint()}, Triton {triton.__version__}. Of each block the"
+        " heaviest: registers per thread, bytes of spills per thread, bytes of shared memory per block.\n",
+        "| kernel | architecture | block | warps | registers | spills | shared |",
+        "|" + " --- |" * 7,
+    ]
+    rows: dict[tuple[str, ...], list[Compiled]] = {}
+    for variant, result in results.items():
+        block = variant.settings.get("BLOCK", variant.settings.get("BLOCK_D"))
+        rows.setdefault((variant.kernel, variant.architecture, str(block), str(variant.num_warps)), []).append(result)
+    for key, found in rows.items():
+        worst = [str(max(getattr(r, name) for r in found)) for name in ("registers", "spilled", "shared")]
+        lines.append(f"| {' | '.join([*key, *worst])} |")
+    return "\n".join(lines) + "\n"
+
+
 def table(results: dict[Variant, Compiled]) -> str:
     columns = ["kernel", "architecture", "dtype", "tile", "warps", "stages", "descriptors"]
     columns += ["registers", "spills", "needed", "shared", "instruction"]
@@ -332,10 +388,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="variants whose name contains this")
     parser.add_argument("--some", action="store_true", help="only what the tests compile")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.name}")
+    parser.add_argument("--guidance", action="store_true", help="only the kernels of guidance, a minute; without, only the others")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.name}, or {GUIDANCE_DOCUMENT.name}")
     arguments = parser.parse_args()
     names = arguments.architecture
-    todo = list(dict.fromkeys(v for a in names for v in variants(a, not arguments.some) if arguments.only in str(v)))
+    choice = guidance_variants if arguments.guidance else lambda a: variants(a, not arguments.some)
+    todo = list(dict.fromkeys(v for a in names for v in choice(a) if arguments.only in str(v)))
     results, bad = {}, 0
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for variant, result in zip(todo, pool.map(compiled, todo), strict=True):
@@ -344,8 +402,9 @@ def main() -> int:
             bad += bool(wrong)
             print(variant, result, *wrong, flush=True)
     if arguments.write:
-        before, rest = DOCUMENT.read_text().split(BEGIN)
-        DOCUMENT.write_text(before + BEGIN + table(results) + END + rest.split(END)[1])
+        document, text = (GUIDANCE_DOCUMENT, guidance_table(results)) if arguments.guidance else (DOCUMENT, table(results))
+        before, rest = document.read_text().split(BEGIN)
+        document.write_text(before + BEGIN + text + END + rest.split(END, 1)[1])
     return min(bad, 1)
 
 

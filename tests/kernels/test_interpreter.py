@@ -29,13 +29,16 @@ RUNS = {  # files, and which of their tests
     "some of the contract": (["tests/ops/test_contract.py"], SOME),
     "operators in bfloat16": (OPERATOR_FILES, SOME_OPERATORS),
     "operators": (OPERATOR_FILES, OPERATORS),
+    "guidance in bfloat16": (["tests/ops/test_guidance.py"], "triton-cpu and bfloat16 and not opcheck"),
+    "guidance": (["tests/ops/test_guidance.py"], "triton-cpu"),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
 # run, which of its tests, examples of each property
 CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
-GUARDS = [(name, "not exhaustive", 2) for name in ("kernels", "some of the contract", "operators in bfloat16")]
+GUARDED = ("kernels", "some of the contract", "operators in bfloat16", "guidance in bfloat16")
+GUARDS = [(name, "not exhaustive", 2) for name in GUARDED]
 RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "", 6), ("operators", "", 2), ("determinism", "", 2), ("contract", "", 4))
-EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUN_WHOLE]
+EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (*RUN_WHOLE, ("guidance", "", 6))]
 
 
 @pytest.mark.long

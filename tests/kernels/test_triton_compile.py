@@ -37,6 +37,19 @@ def test_gates(architecture):
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(a, marks=() if a in GUARDED else pytest.mark.exhaustive) for a in tuning.ARCHITECTURES]
+)
+def test_gates_of_guidance(architecture):
+    """Without all of them, aligned bfloat16 alone: a sixth of the time."""
+    found = [*gates.guidance_variants(architecture)]
+    if architecture in GUARDED and os.environ.get("NEGENGINE_GATES") != "all":
+        found = [variant for variant in found if variant.dtype == "bf16" and variant.settings["VECTOR"] > 1]
+    wrong = {str(variant): gates.complaints(variant, gates.compiled(variant)) for variant in found}
+    assert wrong
+    assert not {name: said for name, said in wrong.items() if said}
+
+
 @pytest.mark.parametrize("kernel", gates.KERNELS)
 def test_no_size_is_a_constant(kernel):
     """Neither batch, resolution nor stride is compiled in, nor whether 16 divides it: only the addresses' alignment is."""
@@ -81,10 +94,22 @@ def test_the_merge_rounds_as_written_and_waits_for_no_counter():
     assert all("relaxed" in line for line in counters)
 
 
+@pytest.mark.parametrize("guided,products", [(0, 1), (1, 2), (2, 3)])
+def test_guide_rounds_as_written(guided, products):
+    """As the other backends do, for the same bits: no product is fused with the sum that it enters."""
+    variants = (v for v in gates.guidance_variants("sm_90") if v.kernel == "guide" and v.dtype == "fp32")
+    text = gates.assembled(next(v for v in variants if v.settings["GUIDED"] == guided)).asm["ptx"]
+    elements = 8  # of a thread
+    assert len(re.findall(ROUNDED, text)) == products * elements
+    assert count("fma.rn.f32", text) == products * elements
+
+
 def test_the_table_in_the_docs_is_of_these_kernels():
     """All variants take half an hour: here the defaults are compiled, `make gates` does all and signs the table."""
     found = gates.DOCUMENT.read_text().split(gates.BEGIN)[1]
     assert gates.fingerprint() in found, "the kernels or their configurations changed: run `make gates`"
+    found = gates.GUIDANCE_DOCUMENT.read_text().split(gates.BEGIN)[1]
+    assert gates.guidance_fingerprint() in found, "the kernels of guidance changed: run `make gates`"
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------

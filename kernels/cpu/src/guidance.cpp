@@ -107,7 +107,7 @@ int check(const negengine_nag_arguments* a) {
 
 void nag(negengine_workspace& workspace, const negengine_nag_arguments& a) {
   const Kernels table = kernels();
-  const NagSettings settings = {static_cast<float>(a.scale - 1), a.tau, static_cast<float>(a.alpha), static_cast<float>(1 - a.alpha)};
+  const NagSettings settings = {a.scale - 1, a.tau, a.alpha};
   const int64_t rows = a.B * a.T, some = ceil_div(kBytesPerTask, a.D * bytes_of(a.dtype));
   workspace.pool.run(ceil_div(rows, some), a.threads, [&](int64_t task, int) {
     for (int64_t row = task * some; row < rows && row < (task + 1) * some; row++) {

@@ -167,12 +167,13 @@ void nag(const void* positive, const void* negative, void* out, void* other, int
   typedef typename T::storage S;
   const S *p = static_cast<const S*>(positive), *q = static_cast<const S*>(negative);
   alignas(kVector) float room[4][kChunk];
+  const float gain = static_cast<float>(s.gain);
   Sums size, most;
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t count = n - first < kChunk ? n - first : kChunk;
     const float *z = floats<T>(p + first, count, room[0]), *away = floats<T>(q + first, count, room[1]);
     for (int64_t k = 0; k < count; k++) {
-      room[2][k] = __builtin_fabsf(z[k] + s.gain * (z[k] - away[k]));
+      room[2][k] = __builtin_fabsf(z[k] + gain * (z[k] - away[k]));
       room[3][k] = __builtin_fabsf(z[k]);
     }
     clear(room[2], count);
@@ -181,11 +182,13 @@ void nag(const void* positive, const void* negative, void* out, void* other, int
     most.add(room[3], count);
   }
   const double total = size.total(), ratio = total == 0 ? 1 : s.tau * most.total() / total;
-  const float factor = static_cast<float>(ratio > 1 ? 1 : ratio);
+  // of each stream, its share in the result: so the extrapolation is not rounded again on its way through factor and blend
+  const double held = s.alpha * (ratio > 1 ? 1 : ratio);
+  const float own = static_cast<float>(held + (1 - s.alpha)), apart = static_cast<float>(held * s.gain);
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t count = n - first < kChunk ? n - first : kChunk;
     const float *z = floats<T>(p + first, count, room[0]), *away = floats<T>(q + first, count, room[1]);
-    for (int64_t k = 0; k < count; k++) room[2][k] = s.alpha * ((z[k] + s.gain * (z[k] - away[k])) * factor) + s.rest * z[k];
+    for (int64_t k = 0; k < count; k++) room[2][k] = own * z[k] + apart * (z[k] - away[k]);
     put<T>(room[2], count, static_cast<S*>(out) + first);
     if (other != nullptr) put<T>(room[2], count, static_cast<S*>(other) + first);
   }

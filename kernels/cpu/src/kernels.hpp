@@ -72,9 +72,7 @@ struct Transition {
 };
 
 struct NagSettings {
-  float gain;  // scale - 1
-  double tau;
-  float alpha, rest;  // rest: 1 - alpha
+  double gain, tau, alpha;  // gain: scale - 1
 };
 
 struct Kernels {

@@ -2,7 +2,7 @@
 // Usage: negengine_driver [calls] [seed]
 #include <thread>
 
-#include "problem.hpp"
+#include "guidance.hpp"
 
 namespace {
 
@@ -37,6 +37,7 @@ void calls(int64_t count, uint64_t seed, negengine_workspace* workspace) {
     const Result b = run(workspace, c, true);
     REQUIRE(a.cosine == b.cosine && a.index == b.index && a.y == b.y);
     REQUIRE(std::equal(a.stats, a.stats + 3, b.stats) && a.stats[2] == 1);
+    guidance_call(random, workspace);
   }
 }
 

@@ -2,7 +2,7 @@
 // touch no memory that is not its own. Meant to run under sanitizers. Usage: negengine_fuzz [seconds] [seed]
 #include <chrono>
 
-#include "problem.hpp"
+#include "guidance.hpp"
 
 namespace {
 
@@ -51,6 +51,10 @@ int main(int argc, char** argv) {
   int64_t right = 0, wrong = 0;
   while (std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() < seconds) {
     REQUIRE(negengine_set_isa(static_cast<int>(below(random, best + 1))) == NEGENGINE_OK);
+    if (below(random, 4) == 0) {
+      guidance_call(random, workspace);
+      continue;
+    }
     Case c = Case::draw(random, below(random, 8) ? 40 : 200);
     const size_t rows = static_cast<size_t>(c.problem.B * c.problem.T);
     std::vector<float> cosine(rows);
