@@ -6,15 +6,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from negengine import ops
     from negengine.diffusers.apply import apply, remove, status
+    from negengine.diffusers.dnp import diffusion_negative_prompting
+    from negengine.diffusers.dns import diffusion_negative_image
     from negengine.diffusers.report import Status
     from negengine.methods import NegToMe, ReferenceImage
 
 __version__ = "0.1.0"
-__all__ = ["NegToMe", "ReferenceImage", "Status", "__version__", "apply", "ops", "remove", "status"]
+__all__ = [
+    "NegToMe",
+    "ReferenceImage",
+    "Status",
+    "__version__",
+    "apply",
+    "diffusion_negative_image",
+    "diffusion_negative_prompting",
+    "ops",
+    "remove",
+    "status",
+]
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
-_MODULES = ("diffusers", "methods", "ops", "reference")
+_MODULES = ("captioners", "diffusers", "methods", "ops", "reference")
 _HOMES = {"Status": "diffusers.report"} | dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
+_HOMES |= {"diffusion_negative_image": "diffusers.dns", "diffusion_negative_prompting": "diffusers.dnp"}
 _HOMES |= dict.fromkeys(("NegToMe", "ReferenceImage"), "methods")
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists

@@ -4,7 +4,7 @@ A captioner is any function of a picture (RGB) that returns its caption. What a 
 captioner's ``identity``, a text; a function that is defined in a module has its name for one.
 """
 
-from negengine.captioners.base import CaptionError, Captioner, ask, identity
+from negengine.captioners.base import Captioner, CaptionError, ask, identity
 from negengine.captioners.cache import CaptionCache
 from negengine.captioners.image_to_text import ImageToText
 from negengine.captioners.person import Person

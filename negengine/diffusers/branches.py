@@ -70,7 +70,7 @@ def _encoded(pipe: Any, family: Family, prompts: Sequence[str], call: Mapping[st
     if family.conditioning.cfg == "halves":
         given = {"prompt": list(prompts), "negative_prompt": nothing if empty else None, "do_classifier_free_guidance": True}
         return dict(zip(names, _encode(pipe, given, call), strict=True))
-    texts = {name: None for name in TEXTS}
+    texts = dict.fromkeys(TEXTS)
     found = dict(zip(names, _encode(pipe, {"prompt": list(prompts)}, call), strict=False))  # what follows holds positions
     none = zip(names, _encode(pipe, {"prompt": nothing} | texts, call), strict=False)
     return found | {NEGATIVE + name: value for name, value in none}

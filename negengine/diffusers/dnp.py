@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +121,8 @@ def diffusion_negative_prompting(
     if all(text == "" for text in own):
         shared["negative_prompt"] = ""  # not the same as none at all, for SDXL
     told = _told(pipe, settings, shared, call, cache)
-    facts = [_facts(pipe, told, prompt, number, shared) for prompt, number in zip(prompts, seeds, strict=True)] if cache else []
+    pairs = list(zip(prompts, seeds, strict=True))
+    facts = [_facts(pipe, told, settings, shared, prompt, number) for prompt, number in pairs] if cache else []
     found = _captioned(pipe, prompts, seeds, settings, shared, told, facts, cache, None if output is None else Path(output))
     negatives = [_beside(text if settings.keep_own else None, caption) for text, (caption, _) in zip(own, found, strict=True)]
     drawn = pipe(
@@ -193,19 +193,18 @@ def _told(
 ) -> dict[str, Any]:
     """What a picture's file tells besides its own prompt, seed and caption."""
     model = (cache.model if cache else None) or getattr(pipe, "name_or_path", None)
-    dnp = {name: getattr(settings, name) for name in ("steps", "guidance", "keep_own")}
-    dnp = {"steps": argument(pipe, "num_inference_steps", shared), "guidance": guidance_scale(pipe, shared), **_given(dnp)}
     return {
         "model": model,
         "pipeline": type(pipe).__name__,
-        "dnp": dnp | {"captioner": identity(settings.captioner) or repr(settings.captioner)},
+        "dnp": {
+            "steps": argument(pipe, "num_inference_steps", shared),
+            "guidance": guidance_scale(pipe, shared),
+            "keep_own": settings.keep_own,
+            "captioner": identity(settings.captioner) or repr(settings.captioner),
+        },
         "call": {name: value if _plain(value) else type(value).__name__ for name, value in call.items()},
         "versions": versions(),
     }
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _plain(value: Any) -> bool:
@@ -214,13 +213,23 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _facts(pipe: Any, told: Mapping[str, Any], prompt: str, seed: int, shared: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(
+    pipe: Any, told: Mapping[str, Any], settings: DiffusionNegativePrompt, shared: Mapping[str, Any], prompt: str, seed: int
+) -> dict[str, Any]:
     """All that a caption hangs on, for the cache. Raises ValueError if a part of it has no name."""
+    if told["model"] is None:
+        raise ValueError("this pipeline does not tell where it was loaded from; name its model: CaptionCache(folder, model=...)")
+    if identity(settings.captioner) is None:
+        raise ValueError(
+            f"captions of {settings.captioner!r} cannot be told from those of another captioner; give it an attribute "
+            "`identity`, a text, or call without a cache"
+        )
     scale = find_denoiser(pipe)[1].conditioning.scale
+    config = {name: value if _plain(value) else repr(value) for name, value in pipe.scheduler.config.items() if name[0] != "_"}
     return {
         "model": told["model"],
         "pipeline": told["pipeline"],
-        "scheduler": [type(pipe.scheduler).__name__, _settings(pipe.scheduler.config)],
+        "scheduler": [type(pipe.scheduler).__name__, config],
         "prompt": prompt,
         "seed": [pipe._execution_device.type, seed],
         "steps": told["dnp"]["steps"],
@@ -228,7 +237,3 @@ def _facts(pipe: Any, told: Mapping[str, Any], prompt: str, seed: int, shared: M
         "captioner": told["dnp"]["captioner"],
         "call": {name: value for name, value in shared.items() if name not in ("num_inference_steps", scale)},
     }
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value if _plain(value) else repr(value) for name, value in config.items() if not name.startswith("_")}

@@ -28,7 +28,13 @@ PICTURES = ("image", "mask_image", "control_image")
 
 
 def diffusion_negative_image(
-    pipe: Any, prompt: str | Sequence[str], *, seed: int | Sequence[int], steps: int | None = None, guidance: float | None = None, **call: Any
+    pipe: Any,
+    prompt: str | Sequence[str],
+    *,
+    seed: int | Sequence[int],
+    steps: int | None = None,
+    guidance: float | None = None,
+    **call: Any,
 ) -> list[Image.Image]:
     """Draw what a prompt is least like: classifier-free guidance with the roles of its two branches exchanged.
 
@@ -106,7 +112,7 @@ def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
 
 def negatives_of(negative: str | Sequence[str] | None, prompts: int) -> list[str | None]:
     """The user's own negative prompt for each prompt; None where there is none."""
-    found = [negative] * prompts if negative is None or isinstance(negative, str) else list(negative)
+    found: list[str | None] = [negative] * prompts if negative is None or isinstance(negative, str) else list(negative)
     if not all(text is None or isinstance(text, str) for text in found):
         raise TypeError(f"negative_prompt must be a text, or one for each prompt; got {negative!r}")
     if len(found) != prompts:
