@@ -1,4 +1,4 @@
-"""Any image-to-text model of transformers as a captioner: BLIP, BLIP-2, GIT, LLaVA and their like."""
+"""Any image-to-text model of transformers as a captioner: BLIP, BLIP-2, LLaVA and their like."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUEST = "Say in one short, plain sentence what this picture shows."
 class ImageToText:
     """Captions with a model of transformers, always in the same words for the same picture (no sampling).
 
-    Models for captions (BLIP, BLIP-2, GIT) need no prompt; one that is given begins their caption, or asks them a
+    Models for captions (BLIP, BLIP-2) need no prompt; one that is given begins their caption, or asks them a
     question. Models that chat (LLaVA and later) are asked in their chat template, or in ``prompt`` with the place of
     the picture put first if the prompt does not name it.
 
