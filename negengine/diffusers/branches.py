@@ -25,7 +25,7 @@ def guidance_scale(pipe: Any, call: Mapping[str, Any]) -> float:
     denoiser, family = find_denoiser(pipe)
     name = family.conditioning.scale
     instead = "Normalized attention guidance (NAG) is the way that needs no such branch"
-    if name not in _parameters(pipe):
+    if name not in parameters(pipe):
         raise ValueError(f"{type(pipe).__name__} has no negative branch: it takes no {name}. {instead}")
     if family.conditioning.distilled(denoiser):
         raise ValueError(f"this {type(denoiser).__name__} has its guidance built in, so there is no negative branch. {instead}")
@@ -42,7 +42,7 @@ def guidance_scale(pipe: Any, call: Mapping[str, Any]) -> float:
 def argument(pipe: Any, name: str, call: Mapping[str, Any]) -> Any:
     """An argument of ``pipe(**call)``, the pipeline's default where ``call`` does not give it."""
     value = call.get(name)
-    return _parameters(pipe)[name].default if value is None else value
+    return parameters(pipe)[name].default if value is None else value
 
 
 def exchanged(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any], empty: bool) -> dict[str, Any]:
@@ -85,5 +85,6 @@ def _encode(pipe: Any, given: Mapping[str, Any], call: Mapping[str, Any]) -> Seq
         return pipe.encode_prompt(**{name: value for name, value in asked.items() if name in known})
 
 
-def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """What a pipeline's call takes by name."""
     return inspect.signature(type(pipe).__call__).parameters

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from negengine.diffusers.apply import suspended
-from negengine.diffusers.branches import TEXTS, exchanged, guidance_scale
+from negengine.diffusers.branches import TEXTS, exchanged, guidance_scale, parameters
 from negengine.diffusers.families import find_denoiser
 from negengine.methods import checks
 
@@ -80,7 +80,8 @@ def diffusion_negative_image(
 
 def generators(pipe: Any, seeds: Sequence[int]) -> list[torch.Generator]:
     """A generator for every image, on the device on which the pipeline runs."""
-    return [torch.Generator(pipe._execution_device).manual_seed(seed) for seed in seeds]
+    device = pipe._execution_device
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 def first_run(pipe: Any, steps: int | None, guidance: float | None) -> dict[str, Any]:
@@ -121,7 +122,10 @@ def negatives_of(negative: str | Sequence[str] | None, prompts: int) -> list[str
 
 
 def check_call(pipe: Any, call: Mapping[str, Any], prompts: int) -> None:
-    """Raises ValueError for an argument that cannot be given, with what to do instead."""
+    """Raises TypeError for an argument that the pipeline does not know, ValueError for one that cannot be given here."""
+    unknown = call.keys() - parameters(pipe).keys()
+    if unknown:  # some pipelines drop them without a word
+        raise TypeError(f"{type(pipe).__name__} takes no {', '.join(sorted(unknown))}")
     one_sided = find_denoiser(pipe)[1].conditioning.one_sided
     given = {name for name, value in call.items() if value is not None}
     for name in given & set(DECIDED):

@@ -18,7 +18,7 @@ from negengine.captioners import CaptionCache, CaptionError
 from negengine.diffusers.dnp import files
 from negengine.methods import DiffusionNegativePrompt
 
-PROMPTS, SEEDS, STEPS, W = ["a cat", "two dogs"], [5, 11], 3, 4.0
+PROMPTS, SEEDS, STEPS, W = ["a cat", "two dogs"], [5, 11], 2, 4.0
 CALL = {
     "sd": {"height": 32, "width": 48, "num_inference_steps": STEPS, "guidance_scale": W},
     "sdxl": {"height": 32, "width": 48, "num_inference_steps": STEPS, "guidance_scale": W},
@@ -33,7 +33,7 @@ def sd(seed=0):
         clip = tiny._clip_tokenizer()
         without = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
         unet = {name: value for name, value in tiny.UNET.items() if name not in without} | {"cross_attention_dim": tiny.WIDTH}
-        return tiny._lively(
+        return tiny._quiet(  # its text encoder speaks up by itself
             StableDiffusionPipeline(
                 vae=tiny._vae(),
                 text_encoder=tiny._clip(CLIPTextModel, clip),
@@ -68,15 +68,13 @@ def kind(pipe):
 
 
 class Watch:
-    """What a pipeline decodes, and what its denoiser is given first in every run."""
+    """What a pipeline decodes, the noise that its runs begin with, and how often it calls its denoiser."""
 
     def __init__(self, pipe):
-        self.decoded, self.first, self.calls, self._running = [], [], 0, False
+        self.decoded, self.first, self.calls = [], [], 0
         decode = pipe.vae.decode
         pipe.vae.decode = lambda z, *args, **kwargs: (self.decoded.append(z.detach().clone()), decode(z, *args, **kwargs))[1]
-        denoiser = tiny.denoiser(pipe)
-        denoiser.register_forward_pre_hook(self._called, with_kwargs=True)
-        pipe.scheduler_steps = 0
+        tiny.denoiser(pipe).register_forward_pre_hook(self._called)
         prepare = pipe.prepare_latents
 
         def prepared(*args, **kwargs):
@@ -86,7 +84,7 @@ class Watch:
 
         pipe.prepare_latents = prepared
 
-    def _called(self, module, args, kwargs):
+    def _called(self, module, args):
         self.calls += 1
 
 
@@ -135,7 +133,7 @@ def euler_loop(model, scheduler, start, end, w, prompts, seeds, pipe):
     scheduler.set_timesteps(STEPS)
     sigmas = scheduler.sigmas.double()
     ids = torch.tensor([[32.0, 48.0, 0.0, 0.0, 32.0, 48.0]] * len(prompts)).double()
-    x = noise(pipe, seeds) * (sigmas.max() ** 2 + 1).sqrt()
+    x = noise(pipe, seeds) * sigmas.max()
     for t, sigma, after in zip(scheduler.timesteps, sigmas, sigmas[1:], strict=False):
         seen = x / (sigma**2 + 1).sqrt()
         a, b = (
@@ -191,7 +189,7 @@ def test_the_negative_image_is_that_of_the_literal_loop(builder):
     assert distance(got, literal(pipe, PROMPTS, SEEDS, W + 0.1)) > 2e-4
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", ["sd", "flux"])
 def test_steps_and_guidance_stand_in_for_those_of_the_call(builder):
     pipe = BUILDERS[builder]()
     call = CALL[kind(pipe)]
@@ -251,7 +249,7 @@ def prompting(pipe, prompts=PROMPTS, captioner=words, seed=SEEDS, keep_own=True,
     return negengine.diffusion_negative_prompting(pipe, prompts, settings, seed=seed, **CALL[kind(pipe)], **arguments)
 
 
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("builder", ["sdxl, zeros", "flux"])
 def test_the_chain_is_its_parts(builder):
     pipe = BUILDERS[builder]()
     watch = Watch(pipe)
@@ -326,12 +324,13 @@ def test_methods_act_in_the_final_run_only_and_are_there_afterwards():
 def test_methods_are_there_again_after_an_error():
     pipe = sd()
     negengine.apply(pipe, negengine.NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, group_size=2))
-    with pytest.raises(TypeError, match="nonsense"):
-        negengine.diffusion_negative_image(pipe, PROMPTS, seed=SEEDS, nonsense=1, **CALL["sd"])
+    with pytest.raises(ValueError, match="divisible by 8"):
+        negengine.diffusion_negative_image(pipe, PROMPTS, seed=SEEDS, **CALL["sd"] | {"height": 33})
     pipe(PROMPTS, generator=torch.Generator().manual_seed(0), **CALL["sd"])
     assert negengine.status(pipe)[negengine.NegToMe].merged_tokens
 
 
+@torch.no_grad()
 def test_a_method_on_the_bare_denoiser_is_not_lost():
     pipe = sd()
     negengine.apply(pipe.unet, negengine.NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, group_size=2))
@@ -377,7 +376,7 @@ def test_what_is_kept_is_neither_drawn_nor_captioned_again(tmp_path):
         {"guidance": 5.0},
         {"steps": 4},
         {"height": 64},
-        {"clip_skip": 0},
+        {"eta": 0.5},
         {"model": "another"},
         {"captioner": "another"},
         {"scheduler": True},
@@ -527,7 +526,7 @@ def test_a_unet_with_guidance_built_in_is_refused():
         negengine.diffusion_negative_image(pipe, "a cat", seed=0, **CALL["sd"])
 
 
-@pytest.mark.parametrize("arguments", [{"prompt": []}, {"prompt": 3}, {"seed": "0"}, {"seed": -1}, {"negative_prompt": [1, 2]}])
+@pytest.mark.parametrize("arguments", [{"prompt": []}, {"prompt": 3}, {"seed": "0"}, {"seed": -1}, {"negative_prompt": [1, 2]}, {"hight": 64}])
 def test_arguments_of_a_wrong_kind_are_refused(arguments):
     call = {"prompt": PROMPTS, "seed": SEEDS, **CALL["sd"], **arguments}
     with pytest.raises(TypeError):
