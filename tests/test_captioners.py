@@ -33,7 +33,7 @@ from negengine.captioners import CaptionCache, CaptionError, ImageToText, Person
 from negengine.captioners.image_to_text import REQUEST
 
 SPECIAL = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "<image>"]
-WORDS = [*SPECIAL, *"a photo of red blue cat dog tree sea sky big small user assistant say what".split()]
+WORDS = [*SPECIAL, "a", "photo", "of", "red", "blue", "cat", "dog", "tree", "sea", "sky", "big", "user", "assistant", "say", "what"]
 SIZE, STEPS = 16, 6
 VISION = {
     "hidden_size": 16,
@@ -61,7 +61,7 @@ def tokenizer(around="$A"):
 
 def sharp(model, head):
     """Random weights that do not say the same word whatever they see, nor end at once."""
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=0.6)
     bias = torch.zeros(len(WORDS))

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import json
 
 import diffusers
@@ -151,7 +152,7 @@ def flow_loop(model, scheduler, start, end, w, prompts, seeds, pipe):
     x = noise(pipe, seeds).view(n, 4, h // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, 6, 16)
     places = torch.tensor([[0, r, c] for r in range(h // 2) for c in range(width // 2)]).double()
     sigmas = torch.cat([pipe.scheduler.sigmas[:-1].double(), torch.zeros(1).double()])  # of the run before
-    for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, after in itertools.pairwise(sigmas):
         a, b = (
             model(
                 hidden_states=x,
@@ -526,7 +527,9 @@ def test_a_unet_with_guidance_built_in_is_refused():
         negengine.diffusion_negative_image(pipe, "a cat", seed=0, **CALL["sd"])
 
 
-@pytest.mark.parametrize("arguments", [{"prompt": []}, {"prompt": 3}, {"seed": "0"}, {"seed": -1}, {"negative_prompt": [1, 2]}, {"hight": 64}])
+@pytest.mark.parametrize(
+    "arguments", [{"prompt": []}, {"prompt": 3}, {"seed": "0"}, {"seed": -1}, {"negative_prompt": [1, 2]}, {"hight": 64}]
+)
 def test_arguments_of_a_wrong_kind_are_refused(arguments):
     call = {"prompt": PROMPTS, "seed": SEEDS, **CALL["sd"], **arguments}
     with pytest.raises(TypeError):
