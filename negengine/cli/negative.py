@@ -63,7 +63,7 @@ def negative(
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
     if negative_prompt is not None:
         call["negative_prompt"] = negative_prompt
-    cache = CaptionCache(output / "captions", model=f"{model}, {dtype}")
+    cache = CaptionCache(output / "captions", model=model)
     for number, text in enumerate(prompt):
         records = diffusion_negative_prompting(pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call)
         for record in records:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,18 @@ def diffusion_negative_prompting(
     if all(text == "" for text in own):
         shared["negative_prompt"] = ""  # not the same as none at all, for SDXL
     told = _told(pipe, settings, shared, call, cache)
-    pairs = list(zip(prompts, seeds, strict=True))
-    facts = [_facts(pipe, told, settings, shared, prompt, number) for prompt, number in pairs] if cache else []
-    found = _captioned(pipe, prompts, seeds, settings, shared, told, facts, cache, None if output is None else Path(output))
-    negatives = [_beside(text if settings.keep_own else None, caption) for text, (caption, _) in zip(own, found, strict=True)]
+    pairs = [{"prompt": prompt, "seed": number, **told} for prompt, number in zip(prompts, seeds, strict=True)]
+    keys = [_key(pipe, settings, pair, shared) for pair in pairs] if cache else []
+    kept: list[tuple[str, Image.Image] | None] = [cache.find(key) for key in keys] if cache else [None] * len(pairs)
+    missing = [i for i, found in enumerate(kept) if found is None]
+    asked = _captioned(pipe, [pairs[i] for i in missing], settings, shared, None if output is None else Path(output))
+    for i, found in zip(missing, asked, strict=True):  # one after the other: what is captioned is kept, whatever comes after
+        kept[i] = found
+        if cache:
+            about = {**pairs[i], "caption": found[0], "role": "negative image"}
+            cache.keep(keys[i], found[0], png.encode(found[1], about))
+    captions = [found for found in kept if found is not None]
+    negatives = [_beside(text if settings.keep_own else None, caption) for text, (caption, _) in zip(own, captions, strict=True)]
     drawn = pipe(
         prompt=prompts,
         negative_prompt=negatives,
@@ -141,47 +149,40 @@ def diffusion_negative_prompting(
             negative_prompt=negative,
             images=tuple(drawn[i * per_prompt : (i + 1) * per_prompt]),
             settings=settings,
-            told={"prompt": prompt, "seed": number, "caption": caption, "negative_prompt": negative, **told},
+            told={**pairs[i], "caption": caption, "negative_prompt": negative},
         )
-        for i, (prompt, number, negative, (caption, picture)) in enumerate(zip(prompts, seeds, negatives, found, strict=True))
+        for i, (prompt, number, negative, (caption, picture)) in enumerate(zip(prompts, seeds, negatives, captions, strict=True))
     ]
 
 
 def _captioned(
-    pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    settings: DiffusionNegativePrompt,
-    shared: Mapping[str, Any],
-    told: Mapping[str, Any],
-    facts: Sequence[Mapping[str, Any]],
-    cache: CaptionCache | None,
-    output: Path | None,
-) -> list[tuple[str, Image.Image]]:
-    """For every prompt the caption and the negative image; those that the cache lacks are drawn in one run."""
-    found = {i: kept for i, fact in enumerate(facts) if cache and (kept := cache.find(fact)) is not None}
-    missing = [i for i in range(len(prompts)) if i not in found]
-    if missing:
-        pictures = diffusion_negative_image(pipe, [prompts[i] for i in missing], seed=[seeds[i] for i in missing], **shared)
-        for i, picture in zip(missing, pictures, strict=True):
-            about = {"prompt": prompts[i], "seed": seeds[i], **told}
-            caption = _ask(settings, picture, about, output)
-            if cache is not None:
-                cache.keep(facts[i], caption, png.encode(picture, {**about, "caption": caption, "role": "negative image"}))
-            found[i] = caption, picture
-    return [found[i] for i in range(len(prompts))]
+    pipe: Any, pairs: Sequence[Mapping[str, Any]], settings: DiffusionNegativePrompt, shared: Mapping[str, Any], output: Path | None
+) -> Iterator[tuple[str, Image.Image]]:
+    """The caption and the negative image of every pair of a prompt and a seed, drawn in one run."""
+    if not pairs:
+        return
+    prompts, seeds = [pair["prompt"] for pair in pairs], [pair["seed"] for pair in pairs]
+    pictures = diffusion_negative_image(pipe, prompts, seed=seeds, **shared)
+    for pair, picture in zip(pairs, pictures, strict=True):
+        try:
+            caption = ask(settings.captioner, picture)
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            path, reason = _put_by(picture, pair, output, reason)
+            raise CaptionError(reason, pair["prompt"], pair["seed"], picture, path) from error
+        yield caption, picture
 
 
-def _ask(settings: DiffusionNegativePrompt, picture: Image.Image, about: Mapping[str, Any], output: Path | None) -> str:
+def _put_by(picture: Image.Image, pair: Mapping[str, Any], output: Path | None, reason: str) -> tuple[Path | None, str]:
+    """Where a picture without a caption has been written, and the reason with what went wrong in writing it."""
+    if output is None:
+        return None, reason
+    path = png.free(output / f"uncaptioned-{png.slug(pair['prompt'])}-seed{pair['seed']}.png")
     try:
-        return ask(settings.captioner, picture)
-    except Exception as error:
-        path = None
-        if output is not None:
-            path = png.free(output / f"uncaptioned-{png.slug(about['prompt'])}-seed{about['seed']}.png")
-            png.write(picture, path, {**about, "role": "negative image"})
-        reason = str(error) or type(error).__name__
-        raise CaptionError(reason, about["prompt"], about["seed"], picture, path) from error
+        png.write(picture, path, {**pair, "role": "negative image"})
+    except OSError as error:
+        return None, f"{reason}, and its picture could not be written ({error})"
+    return path, reason
 
 
 def _beside(own: str | None, caption: str) -> str:
@@ -213,27 +214,26 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _facts(
-    pipe: Any, told: Mapping[str, Any], settings: DiffusionNegativePrompt, shared: Mapping[str, Any], prompt: str, seed: int
-) -> dict[str, Any]:
+def _key(pipe: Any, settings: DiffusionNegativePrompt, pair: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
     """All that a caption hangs on, for the cache. Raises ValueError if a part of it has no name."""
-    if told["model"] is None:
+    if pair["model"] is None:
         raise ValueError("this pipeline does not tell where it was loaded from; name its model: CaptionCache(folder, model=...)")
     if identity(settings.captioner) is None:
         raise ValueError(
             f"captions of {settings.captioner!r} cannot be told from those of another captioner; give it an attribute "
             "`identity`, a text, or call without a cache"
         )
-    scale = find_denoiser(pipe)[1].conditioning.scale
+    denoiser, family = find_denoiser(pipe)
     config = {name: value if _plain(value) else repr(value) for name, value in pipe.scheduler.config.items() if name[0] != "_"}
     return {
-        "model": told["model"],
-        "pipeline": told["pipeline"],
+        "model": pair["model"],
+        "pipeline": pair["pipeline"],
+        "dtype": str(getattr(denoiser, "dtype", None)),
         "scheduler": [type(pipe.scheduler).__name__, config],
-        "prompt": prompt,
-        "seed": [pipe._execution_device.type, seed],
-        "steps": told["dnp"]["steps"],
-        "guidance": told["dnp"]["guidance"],
-        "captioner": told["dnp"]["captioner"],
-        "call": {name: value for name, value in shared.items() if name not in ("num_inference_steps", scale)},
+        "prompt": pair["prompt"],
+        "seed": [pipe._execution_device.type, pair["seed"]],
+        "steps": pair["dnp"]["steps"],
+        "guidance": pair["dnp"]["guidance"],
+        "captioner": pair["dnp"]["captioner"],
+        "call": {name: value for name, value in shared.items() if name not in ("num_inference_steps", family.conditioning.scale)},
     }

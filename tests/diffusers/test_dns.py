@@ -381,6 +381,7 @@ def test_what_is_kept_is_neither_drawn_nor_captioned_again(tmp_path):
         {"model": "another"},
         {"captioner": "another"},
         {"scheduler": True},
+        {"dtype": torch.bfloat16},
         {"negative_prompt": ""},
     ],
 )
@@ -392,6 +393,7 @@ def test_a_caption_is_asked_anew_when_its_picture_could_be_another(tmp_path, cha
     given = {"prompts": PROMPTS, "seed": SEEDS, "model": "tiny", **change}
     if change.get("captioner"):
         captioner.identity = given.pop("captioner")
+    pipe.to(dtype=given.pop("dtype", torch.float32))
     if given.pop("scheduler", False):
         pipe.scheduler = diffusers.EulerDiscreteScheduler(**tiny.BETAS)
     settings = DiffusionNegativePrompt(captioner=captioner, guidance=given.pop("guidance", None), steps=given.pop("steps", None))
@@ -456,6 +458,13 @@ def test_a_failed_caption_without_a_folder_keeps_the_picture():
     with pytest.raises(CaptionError, match=r"the line is down; it is this error's \.image") as caught:
         prompting(sd(), captioner=broken)
     assert caught.value.path is None
+    assert caught.value.image.size == (48, 32)
+
+
+def test_a_folder_that_cannot_be_written_to_costs_no_picture(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CaptionError, match="the line is down, and its picture could not be written") as caught:
+        prompting(sd(), captioner=broken, output=tmp_path / "file")
     assert caught.value.image.size == (48, 32)
 
 
