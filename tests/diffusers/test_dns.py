@@ -332,11 +332,16 @@ def test_methods_are_there_again_after_an_error():
 
 
 @torch.no_grad()
-def test_a_method_on_the_bare_denoiser_is_not_lost():
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_method_on_the_bare_denoiser_is_not_lost(scheduled):
     pipe = sd()
-    negengine.apply(pipe.unet, negengine.NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, group_size=2))
+    scheduler = copy.deepcopy(pipe.scheduler) if scheduled else None
+    method = negengine.NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, group_size=2)
+    negengine.apply(pipe.unet, method, scheduler=scheduler)
     watch = Watch(pipe)
     negengine.diffusion_negative_image(pipe, PROMPTS, seed=SEEDS, **CALL["sd"])
+    if scheduled:
+        scheduler.set_timesteps(3)  # heard again
     x, states = torch.randn(2, 4, 4, 6), torch.randn(2, 16, 32)
     merged = pipe.unet(x, 3, encoder_hidden_states=states).sample
     negengine.remove(pipe.unet)
@@ -448,6 +453,7 @@ def test_a_failed_caption_keeps_prompt_seed_picture_and_what_was_captioned(tmp_p
         assert (png.read(error.path)["prompt"], png.read(error.path)["seed"]) == ("two dogs", 11)
         with pytest.raises(CaptionError) as again:
             prompting(pipe, PROMPTS[1:], Counted([""]), SEEDS[1:], output=tmp_path)
+        assert again.value.path.exists()
         assert again.value.path != error.path  # nothing is overwritten
     captioner.answers, captioner.seen = words, []
     assert prompting(pipe, captioner=captioner, cache=cache)[0].caption == "a house"
