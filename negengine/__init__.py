@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from negengine import ops
     from negengine.diffusers.apply import apply, remove, status
+    from negengine.diffusers.dnp import diffusion_negative_prompting
+    from negengine.diffusers.dns import diffusion_negative_image
     from negengine.diffusers.report import Status
     from negengine.methods import (
         CADS,
+        DiffusionNegativePrompt,
         DynamicNegativeGuidance,
         Embeddings,
         GuidanceInterval,
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CADS",
+    "DiffusionNegativePrompt",
     "DynamicNegativeGuidance",
     "Embeddings",
     "GuidanceInterval",
@@ -35,15 +39,18 @@ __all__ = [
     "Status",
     "__version__",
     "apply",
+    "diffusion_negative_image",
+    "diffusion_negative_prompting",
     "ops",
     "remove",
     "status",
 ]
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
-_MODULES = ("diffusers", "methods", "ops", "reference")
+_MODULES = ("captioners", "diffusers", "methods", "ops", "reference")
 _HOMES = dict.fromkeys(__all__, "methods") | {"Status": "diffusers.report"}
 _HOMES |= dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
+_HOMES |= {"diffusion_negative_image": "diffusers.dns", "diffusion_negative_prompting": "diffusers.dnp"}
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = (("bench", "cli"), ("diffusers", "metrics", "models"), ("methods",), ("ops",), ("kernels",))
+LAYERS = (("bench", "cli"), ("diffusers", "metrics", "models"), ("captioners", "methods"), ("ops",), ("kernels",))
 LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
 
 

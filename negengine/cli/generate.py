@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from rich.console import Console
 
+from negengine import png
 from negengine.cli.errors import one_line_errors
+from negengine.cli.loading import check_device, check_dtype, load, preset
 from negengine.diffusers.families import with_family_defaults
 from negengine.environment import versions
 from negengine.methods import NegToMe, ReferenceImage
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-METADATA_KEY = "negengine"
 
 
 @one_line_errors
@@ -81,18 +78,17 @@ def generate(
     if not negtome and given:
         raise ValueError(f"--no-negtome leaves nothing to set; drop it, or {', '.join(given)}")
     settings = dataclasses.replace(_negtome_preset(model), **given, seed=seed)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_dtype(dtype)
     if group_size is not None and (len(prompt) * count) % group_size:
         raise ValueError(f"--group-size {group_size} does not divide the {len(prompt) * count} images of the call")
     files = _files(output, prompt, count, seed)
     call = _call(model, prompt, count, steps, height, width, guidance, true_cfg, negative_prompt)
-    _check_device(device)
+    check_device(device)
 
     from negengine import apply, status
 
     console = Console()
-    pipe = _load(model, DTYPES[dtype], device)
+    pipe = load(model, dtype, device)
     if negtome:
         apply(pipe, settings)
     generator = torch.Generator(device).manual_seed(seed)
@@ -105,21 +101,11 @@ def generate(
         "negtome": _told(pipe, settings, reference, mask or [], noise) if negtome else None,
         "versions": versions(),
     }
-    output.mkdir(parents=True, exist_ok=True)
     for i, (image, file) in enumerate(zip(images, files, strict=True)):
-        info = PngImagePlugin.PngInfo()
-        info.add_text(METADATA_KEY, json.dumps({"prompt": prompt[i // count], "index": i % count} | told))
-        image.save(file, pnginfo=info)
+        png.write(image, file, {"prompt": prompt[i // count], "index": i % count} | told)
     if negtome and (report := status(pipe)[NegToMe]).idle_reason is None:  # a run that changed nothing has warned already
         console.print(str(report), soft_wrap=True)
     console.print(f"{len(files)} images in {output}", soft_wrap=True)
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
-        raise ValueError(f"--device {name} cannot be used: {error}") from error
 
 
 def _references(names: list[str], masks: list[Path], noise: bool) -> str | list[ReferenceImage]:
@@ -151,8 +137,7 @@ def _files(output: Path, prompts: list[str], count: int, seed: int) -> list[Path
     """A stable name for every image; raises ValueError if one is taken."""
     files = []
     for p, prompt in enumerate(prompts):
-        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "prompt"
-        files += [output / f"{p:02d}-{slug}-seed{seed}-{k:02d}.png" for k in range(count)]
+        files += [output / f"{p:02d}-{png.slug(prompt)}-seed{seed}-{k:02d}.png" for k in range(count)]
     taken = [file for file in files if file.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
@@ -170,12 +155,12 @@ def _call(
     true_cfg: float | None,
     negative_prompt: str | None,
 ) -> dict[str, Any]:
-    preset = _preset(model, len(prompts))
-    if true_cfg is not None and negative_prompt is None and "negative_prompt" not in preset:
+    meant = preset(model, len(prompts))
+    if true_cfg is not None and negative_prompt is None and "negative_prompt" not in meant:
         raise ValueError("--true-cfg does nothing without --negative-prompt")
-    if guidance is not None and "true_cfg_scale" in preset:
+    if guidance is not None and "true_cfg_scale" in meant:
         raise ValueError(f"{model} has no distilled guidance, so --guidance does nothing; use --true-cfg")
-    if true_cfg is not None and "guidance_scale" in preset:
+    if true_cfg is not None and "guidance_scale" in meant:
         raise ValueError(f"{model} takes no --true-cfg; use --guidance")
     for name, scale in (("guidance", guidance), ("true-cfg", true_cfg)):
         if scale is not None and not math.isfinite(scale):
@@ -189,26 +174,7 @@ def _call(
         "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(prompts),
     }
     told = {name: value for name, value in given.items() if value is not None}
-    return preset | {"prompt": prompts, "num_images_per_prompt": count} | told
-
-
-def _preset(model: str, prompts: int) -> dict[str, Any]:
-    """An embedded model is drawn as it is meant to be; other models have their pipeline's defaults."""
-    from negengine import models
-
-    return models.preset(model).call_kwargs(prompts) if model in models.NAMES else {}
-
-
-def _load(model: str, dtype: torch.dtype, device: str) -> Any:
-    from negengine import models
-
-    if model in models.NAMES:
-        return models.load(model, dtype, device)
-    if not Path(model).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"--model {model} is no folder, no hub id (owner/name) and no embedded model ({', '.join(models.NAMES)})")
-    from diffusers import DiffusionPipeline
-
-    return DiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
+    return meant | {"prompt": prompts, "num_images_per_prompt": count} | told
 
 
 def _negtome_preset(model: str) -> NegToMe:

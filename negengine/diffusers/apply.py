@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -93,6 +95,17 @@ def status(target: Any) -> Status:
     if denoiser not in _sessions:
         raise ValueError("no method is applied; call negengine.apply first")
     return _sessions[denoiser].status()
+
+
+@contextmanager
+def suspended(target: Any) -> Iterator[None]:
+    """A ``with`` in which no method acts on ``target``, whoever applied it; then all that was applied is there as before."""
+    session = _sessions.get(find_denoiser(target)[0])
+    if session is None:
+        yield
+        return
+    with session.suspended():
+        yield
 
 
 def applied_to(target: Any, kind: type[Method]) -> Effect[Any] | None:

@@ -72,6 +72,11 @@ class Session:
         self._silent = False
         self._attach(denoiser)
         self._follow(scheduler if pipe is None else pipe.scheduler)
+        self._listen_to(pipe)
+        if self.clock.unscheduled:
+            self._decide()
+
+    def _listen_to(self, pipe: Any | None) -> None:
         if pipe is not None:
             self._pipe_listeners = [
                 MethodListener(pipe, name, heard)
@@ -83,7 +88,22 @@ class Session:
                 )
                 if hasattr(pipe, name)
             ]
-        if self.clock.unscheduled:
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Nothing is heard and no effect acts; afterwards all is as it was. The hooks stay, and compiled code with them."""
+        was_open, scheduler = self.open, self.clock.scheduler
+        for listener in self._scheduler_listeners + self._pipe_listeners:
+            listener.remove()
+        self._scheduler_listeners, self._pipe_listeners = [], []
+        self.open = False
+        self._decide_nothing()
+        try:
+            yield
+        finally:
+            self.open, self.clock.scheduler = was_open, None
+            self._follow(scheduler)
+            self._listen_to(self.pipe())
             self._decide()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
@@ -206,6 +226,11 @@ class Session:
         for effect in self.effects:
             effect.active = self.open and effect.at(self.clock)
         self.active = any(effect.active for effect in self.effects)
+
+    def _decide_nothing(self) -> None:
+        self.active = False
+        for effect in self.effects:
+            effect.active = False
 
     def _move_to(self, position: int) -> None:
         self.clock.position = position

@@ -108,6 +108,10 @@ class Latents:
     encode: Callable[[Any, Sequence[Image.Image], Grid, torch.device], Tensor] = encode_pictures
 
 
+def _takes_two_branches(denoiser: nn.Module) -> bool:
+    return False
+
+
 def _no_prompts(encoded: Sequence[Any]) -> dict[str, Tensor]:
     raise TypeError("this family does not tell how its pipelines encode prompts (Conditioning.prompts)")
 
@@ -123,12 +127,21 @@ class Conditioning:
             becomes, by name; a name with dots leads into a container.
         cfg: ``"halves"`` where classifier-free guidance puts an unconditional half before the conditional one in one
             batch, ``"calls"`` where it calls the denoiser twice.
+        scale: name of the argument of a pipeline's call that scales classifier-free guidance.
+        embeds: what the pipeline's ``encode_prompt`` returns, in order, as the arguments of its call that take it. Those of
+            the unconditional branch begin with ``negative_``; where ``cfg`` is ``"calls"``, it is encoded by a call of its own.
+        one_sided: arguments of a pipeline's call, besides prompts and embeddings, that speak to one of the two branches alone.
+        distilled: whether a denoiser has the guidance scale as an input, and its pipeline therefore draws no second branch.
     """
 
     sample: str
     batched: tuple[str, ...]
     prompts: Callable[[Sequence[Any]], dict[str, Tensor]] = _no_prompts
     cfg: Literal["halves", "calls"] = "halves"
+    scale: str = "guidance_scale"
+    embeds: tuple[str, ...] = ()
+    one_sided: tuple[str, ...] = ()
+    distilled: Callable[[nn.Module], bool] = _takes_two_branches
 
 
 @dataclass(frozen=True)

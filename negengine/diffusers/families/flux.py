@@ -76,6 +76,9 @@ FLUX = Family(
         ),
         prompts=prompts,
         cfg="calls",
+        scale="true_cfg_scale",
+        embeds=("prompt_embeds", "pooled_prompt_embeds"),
+        one_sided=tuple(f"{side}ip_adapter_image{form}" for side in ("", "negative_") for form in ("", "_embeds")),
     ),
     defaults={
         "negtome": {

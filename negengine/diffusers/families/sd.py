@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from negengine.diffusers.families.family import Conditioning, Family
-from negengine.diffusers.families.unet import BATCHED, LATENTS, TOKENS
+from negengine.diffusers.families.unet import BATCHED, LATENTS, ONE_SIDED, TOKENS, distilled
 
 # A UNet with one of these inputs belongs to a model that takes more than a prompt
 FURTHER_INPUTS = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
@@ -32,7 +32,14 @@ SD = Family(
     matches=matches,
     tokens=TOKENS,
     latents=LATENTS,
-    conditioning=Conditioning(sample="sample", batched=BATCHED, prompts=prompts),
+    conditioning=Conditioning(
+        sample="sample",
+        batched=BATCHED,
+        prompts=prompts,
+        embeds=("prompt_embeds", "negative_prompt_embeds"),
+        one_sided=ONE_SIDED,
+        distilled=distilled,
+    ),
     # no paper gives NegToMe's settings for these models: SDXL's, which have the same blocks
     defaults={
         "negtome": {"alpha": 0.9, "threshold": 0.7, "timesteps": (800, 1000), "blocks": ("up_blocks",), "min_grid": 32},

@@ -26,6 +26,14 @@ BATCHED = (
 )
 
 
+ONE_SIDED = ("ip_adapter_image", "ip_adapter_image_embeds", "guess_mode")  # image prompts, and control of one half
+
+
+def distilled(unet: Any) -> bool:
+    """Latent consistency models."""
+    return unet.config.get("time_cond_proj_dim") is not None
+
+
 def _attentions(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Paths in order of execution."""
     for part in ("down_blocks", "mid_block", "up_blocks"):

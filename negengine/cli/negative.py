@@ -1,0 +1,91 @@
+"""``negengine negative``: what a model draws when a prompt is turned round, its caption, and the prompt without that."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from negengine.cli.errors import one_line_errors
+from negengine.cli.loading import check_device, check_dtype, load, preset
+
+CAPTIONER_HELP = (
+    "Who captions: person (asks at the terminal), classifier (for the embedded models), or the hub id or folder of an "
+    "image-to-text model (BLIP, BLIP-2, LLaVA, …)."
+)
+
+
+@one_line_errors
+def negative(
+    prompt: Annotated[list[str], typer.Argument(help="What to draw; several in quotes.")],
+    model: Annotated[str, typer.Option(help="A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl).")],
+    captioner: Annotated[str, typer.Option(help=CAPTIONER_HELP)] = "person",
+    captioner_prompt: Annotated[str | None, typer.Option(help="Text that a captioning model is given with the picture.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for images and captions; existing images are never overwritten.")] = Path(
+        "out/negative"
+    ),
+    count: Annotated[int, typer.Option(min=1, help="Seeds per prompt: each has a negative image and a caption of its own.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The first seed.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of each run; as the model has it if not given.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of both runs, above 1: guidance_scale, or true_cfg_scale on FLUX.")
+    ] = None,
+    negative_guidance: Annotated[float | None, typer.Option(help="Scale of the negative image, if it is another.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Text to avoid, beside the caption.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+) -> None:
+    """Draw what a prompt is least like, caption it, and draw the prompt with that caption as negative prompt (DNP)."""
+    from negengine.captioners import CaptionCache
+    from negengine.diffusers.dnp import diffusion_negative_prompting, files
+    from negengine.diffusers.families import find_denoiser
+    from negengine.methods import DiffusionNegativePrompt
+
+    for name, scale in (("guidance", guidance), ("negative-guidance", negative_guidance)):
+        if scale is not None and not (math.isfinite(scale) and scale > 1):
+            raise ValueError(f"--{name} must be above 1, got {scale:g}: at 1 there is no negative branch")
+    check_dtype(dtype)
+    check_device(device)
+    seeds = range(seed, seed + count)
+    taken = [f for p, text in enumerate(prompt) for s in seeds for f in files(output, p, text, s) if f.exists()]
+    if taken:
+        raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
+    settings = DiffusionNegativePrompt(captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance)
+    console = Console()
+    pipe = load(model, dtype, device)
+    conditioning = find_denoiser(pipe)[1].conditioning
+    given = {"num_inference_steps": steps, "height": height, "width": width, conditioning.scale: guidance}
+    call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
+    if negative_prompt is not None:
+        call["negative_prompt"] = negative_prompt
+    cache = CaptionCache(output / "captions", model=model)
+    for number, text in enumerate(prompt):
+        records = diffusion_negative_prompting(pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call)
+        for record in records:
+            record.save(output, number)
+            console.print(
+                f"{text!r}, seed {record.seed}: the negative image shows {record.caption!r}", soft_wrap=True, highlight=False
+            )
+    console.print(f"{2 * len(prompt) * count} images in {output}", soft_wrap=True)
+
+
+def _captioner(name: str, prompt: str | None, model: str, device: str) -> Any:
+    from negengine import models
+    from negengine.captioners import ImageToText, Person
+
+    if name in ("person", "classifier") and prompt is not None:
+        raise ValueError(f"--captioner-prompt is for captioning models; --captioner {name} takes none")
+    if name == "person":
+        return Person()
+    if name == "classifier":
+        if model not in models.NAMES:
+            raise ValueError(f"--captioner classifier reads the digits of the embedded models ({', '.join(models.NAMES)})")
+        from negengine.models.captioner import DigitCaptioner
+
+        return DigitCaptioner()
+    return ImageToText.from_pretrained(name, prompt=prompt, device=device)

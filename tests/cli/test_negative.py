@@ -1,0 +1,80 @@
+"""``negengine negative`` as a user types it, on an embedded model with the embedded classifier."""
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from negengine import models, png
+from negengine.cli import app
+from negengine.models.captioner import DigitCaptioner
+
+runner = CliRunner()
+
+
+def negative(tmp_path, *arguments, model="mnist-sdxl", captioner="classifier"):
+    command = ("negative", "--model", model, "--captioner", captioner, "--output", tmp_path / "out", "--steps", 2, *arguments)
+    return runner.invoke(app, [str(a) for a in command])
+
+
+@pytest.mark.parametrize("model", models.NAMES)
+def test_one_command_draws_captions_and_draws_again(tmp_path, model):
+    call = ("a handwritten 3", "one", "--count", 2, "--seed", 7, "--negative-prompt", "thin", "--guidance", 2.5)
+    result = negative(tmp_path, *call, model=model)
+    assert result.exit_code == 0, result.output
+    paths = sorted((tmp_path / "out").glob("*.png"))
+    names = [
+        f"{p}-seed{seed}-{what}.png" for p in ("00-a-handwritten-3", "01-one") for seed in (7, 8) for what in ("00", "negative")
+    ]
+    assert [path.name for path in paths] == names
+    assert "8 images in" in result.output
+    classifier = DigitCaptioner()
+    for image, picture in zip(paths[::2], paths[1::2], strict=True):
+        told = png.read(image)
+        caption = classifier(Image.open(picture))
+        assert told["caption"] == caption in models.PROMPTS
+        assert f"{told['prompt']!r}, seed {told['seed']}: the negative image shows {caption!r}" in result.output
+        assert told["negative_prompt"] == f"thin, {caption}"
+        assert (told["dnp"]["steps"], told["dnp"]["guidance"]) == (2, 2.5)
+    assert len(list((tmp_path / "out" / "captions").glob("*.json"))) == 4
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
+    assert negative(tmp_path, "one").exit_code == 0
+    result = negative(tmp_path, "one")
+    assert result.exit_code == 2
+    assert "exists; choose another --output or --seed" in result.output
+    first = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
+    for path in first:
+        path.unlink()
+    for path in (tmp_path / "out" / "captions").glob("*.json"):  # as if it had been another caption
+        path.write_text(path.read_text().replace('"caption": "', '"caption": "kept '))
+    assert "shows 'kept a handwritten" in negative(tmp_path, "one").output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("one", "--guidance", 1), "--guidance must be above 1, got 1"),
+        (("one", "--negative-guidance", "nan"), "--negative-guidance must be above 1"),
+        (("one", "--dtype", "float8"), "--dtype must be one of"),
+        (("one", "--device", "nope"), "--device nope cannot be used"),
+        (("one", "--captioner", "person"), "the standard input is none; give another captioner"),
+        (("one", "--captioner-prompt", "say"), "--captioner classifier takes none"),
+        (("one", "--model", "no such model"), "--captioner classifier reads the digits of the embedded models"),
+        (("one", "--height", 64), "it reads digits of 32 x 32 pixels, and the picture has 32 x 64"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    result = negative(tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not list((tmp_path / "out").glob("0*.png"))
+
+
+def test_a_picture_that_was_not_captioned_is_there_to_look_at(tmp_path):
+    result = negative(tmp_path, "one", "--height", 64)
+    (path,) = (tmp_path / "out").glob("*.png")
+    assert str(path) in result.output
+    assert png.read(path)["prompt"] == "one"
+    assert Image.open(path).size == (32, 64)
