@@ -7,15 +7,26 @@ if TYPE_CHECKING:
     from negengine import ops
     from negengine.diffusers.apply import apply, remove, status
     from negengine.diffusers.report import Status
-    from negengine.methods import NegToMe, ReferenceImage
+    from negengine.methods import Embeddings, NegToMe, NormalizedAttentionGuidance, ReferenceImage
 
 __version__ = "0.1.0"
-__all__ = ["NegToMe", "ReferenceImage", "Status", "__version__", "apply", "ops", "remove", "status"]
+__all__ = [
+    "Embeddings",
+    "NegToMe",
+    "NormalizedAttentionGuidance",
+    "ReferenceImage",
+    "Status",
+    "__version__",
+    "apply",
+    "ops",
+    "remove",
+    "status",
+]
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
 _MODULES = ("diffusers", "methods", "ops", "reference")
 _HOMES = {"Status": "diffusers.report"} | dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
-_HOMES |= dict.fromkeys(("NegToMe", "ReferenceImage"), "methods")
+_HOMES |= dict.fromkeys(("Embeddings", "NegToMe", "NormalizedAttentionGuidance", "ReferenceImage"), "methods")
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
 

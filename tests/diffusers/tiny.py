@@ -23,9 +23,9 @@ from transformers import (
 WIDTH, CLIP_LENGTH = 32, 16
 PROMPTS = ["a cat", "two dogs", "the sea"]
 NEGATIVES = ["blurred", "dull", "noise"]
-# Latents of 9 x 7 (SDXL: odd at both levels of the UNet, 9 x 7 and 5 x 4) and 10 x 14 (FLUX: 5 x 7 tokens), as
+# Latents of 9 x 7 (SD and SDXL: odd at both levels of the UNet, 9 x 7 and 5 x 4) and 10 x 14 (FLUX: 5 x 7 tokens), as
 # every VAE here scales by 8.
-SIZE = {"flux": {"height": 80, "width": 112}, "sdxl": {"height": 72, "width": 56}}
+SIZE = {"flux": {"height": 80, "width": 112}, "sdxl": {"height": 72, "width": 56}, "sd": {"height": 72, "width": 56}}
 
 
 def _clip_tokenizer():
@@ -143,6 +143,29 @@ def sdxl(seed=0, **overrides):
         )
 
 
+def sd(seed=0, **overrides):
+    """A StableDiffusionPipeline, of the classes of Stable Diffusion 1.5, with attention at both levels of its UNet."""
+    further = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    config = {name: value for name, value in UNET.items() if name not in (*further, "transformer_layers_per_block")}
+    config |= {"cross_attention_dim": WIDTH, "use_linear_projection": False, "out_channels": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        clip = _clip_tokenizer()
+        unet = {**config, "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), **overrides}
+        return _lively(
+            diffusers.StableDiffusionPipeline(
+                vae=_vae(),
+                text_encoder=_clip(CLIPTextModel, clip),
+                tokenizer=clip,
+                unet=diffusers.UNet2DConditionModel(**unet),
+                scheduler=diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        )
+
+
 def flux_img2img(seed=0):
     return _quiet(diffusers.FluxImg2ImgPipeline(**_parts(flux(seed), without=("image_encoder", "feature_extractor"))))
 
@@ -209,6 +232,7 @@ BUILDERS = {
     "sdxl": sdxl,
     "sdxl_img2img": sdxl_img2img,
     "sdxl_controlnet": sdxl_controlnet,
+    "sd": sd,
 }
 
 
@@ -217,7 +241,9 @@ def denoiser(pipe):
 
 
 def kind(pipe):
-    return "flux" if hasattr(pipe, "transformer") else "sdxl"
+    if hasattr(pipe, "transformer"):
+        return "flux"
+    return "sdxl" if hasattr(pipe, "text_encoder_2") else "sd"
 
 
 def picture(seed=0, size=(50, 40)):
@@ -247,7 +273,7 @@ def draw(pipe, prompts=2, n=2, seed=2, **kwargs):
         size = SIZE[kind(pipe)]
         control = picture(9, (size["width"], size["height"]))
         arguments["control_image" if kind(pipe) == "flux" else "image"] = control
-    if kind(pipe) == "sdxl":
+    if kind(pipe) != "flux":
         arguments["negative_prompt"] = NEGATIVES[:prompts]
     arguments.update(kwargs)
     return pipe(PROMPTS[:prompts], generator=torch.Generator().manual_seed(seed), **arguments).images
