@@ -162,7 +162,8 @@ def sd(seed=0, **overrides):
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
-            )
+            ),
+            text=1,
         )
 
 
@@ -194,13 +195,16 @@ def sdxl_controlnet(seed=0):
     return _quiet(diffusers.StableDiffusionXLControlNetPipeline(**_parts(pipe), controlnet=control, add_watermarker=False))
 
 
-def _lively(pipe):
-    """Random attention is nearly uniform, so that all tokens come out nearly equal; sharper queries tell them apart."""
+def _lively(pipe, text=30):
+    """Random attention is nearly uniform, so that all tokens come out nearly equal; sharper queries tell them apart.
+
+    ``text`` sharpens cross-attention: SDXL's tiny text encoders speak low.
+    """
     for name, parameter in denoiser(pipe).named_parameters():
         if name.endswith(("to_q.weight", "to_k.weight", "add_q_proj.weight", "add_k_proj.weight")):
             parameter.data.mul_(4)
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            parameter.data.mul_(30)  # tiny text encoders speak low
+            parameter.data.mul_(text)
         if ".attn" in name and name.endswith("to_out.0.bias"):
             parameter.data.zero_()
     return _quiet(pipe)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from negengine.diffusers.clock import Clock
 from negengine.diffusers.effect import Call, Effect, Step
 from negengine.diffusers.effects.blocks import select
-from negengine.diffusers.families import Conditioning, Family, Site
+from negengine.diffusers.families import Conditioning, Family, Grid, Site
 from negengine.diffusers.report import NagReport
 from negengine.diffusers.rows import Join, Rows, with_rows
 from negengine.methods import NormalizedAttentionGuidance
@@ -54,6 +54,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         self._guided = [self.joint and site in chosen for site in self._sites]
         self._guides = settings.scale > 1 and settings.alpha > 0  # type: ignore[operator]
         self._text = torch.empty(0)  # [images, L, D], the negative prompt's
+        self._second = False  # the call encodes prompts twice
         self.images = self.active_steps = 0
 
     @classmethod
@@ -77,7 +78,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
 
     def begin(self, call: Call) -> None:
         """Raises what encoding the negative prompt raises, and RuntimeError where no backend can blend."""
-        self.active_steps = 0
+        self.active_steps, self._second = 0, False
         if not self._guides:
             return
         registry.choose_guidance(None, call.device, call.dtype)
@@ -85,7 +86,11 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         self._text = call.encode(self.settings.negative_prompt)[TEXT]
 
     def second_prompts(self) -> None:
-        if self._guides:
+        self._second = True
+
+    def latents_prepared(self, pipe: Any, size: Grid, device: torch.device, dtype: torch.dtype) -> None:
+        """Raises ValueError for guidance in a second call of the denoiser; prompts encoded outside a run are no matter."""
+        if self._guides and self._second and self.family.conditioning.cfg == "calls":
             raise ValueError(
                 f"NAG and classifier-free guidance in a second call of the denoiser do not go together on {self.family.name}; "
                 "leave out the call's true_cfg_scale and negative_prompt, and give "
