@@ -251,9 +251,7 @@ def _check_nag(positive, negative, scale, tau, alpha, backend, written=()):  # t
         raise ValueError(f"tau bounds a ratio of norms and must not be negative, got {tau}")
     for name, tensor in written:
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise ValueError(
-                f"{name} repeats the same memory (an expanded tensor) and cannot be overwritten; call contiguous() first"
-            )
+            raise ValueError(f"{name} repeats the same memory (an expanded tensor) and cannot be overwritten; call contiguous() first")
     _check_name(backend)
 
 

@@ -67,7 +67,7 @@ class LiteralNag:
 
     def push(self, x, name):
         """NegToMe of ``x [rows, tokens, channels]``."""
-        if self.negtome is None or (self.names[0] == "sample" and not name.startswith("up_blocks")):
+        if self.negtome is None or not name.startswith(self.negtome["blocks"]):
             return x
         results = [merged(group, (self.negtome["alpha"],) * self.n, -1, "paper", "first") for group in x.split(self.n)]
         self.margin = min([self.margin, *(margin for _, margin in results)])

@@ -1,6 +1,7 @@
 """Normalized attention guidance on pipelines, against the second attention written out in literal_nag.py."""
 
 import copy
+import dataclasses
 import functools
 
 import diffusers
@@ -48,8 +49,10 @@ def assert_same(builder, call=draw, n=2, length=11, texts=AVOIDED, negtome=None,
     for seed in range(20):  # until no match of NegToMe hangs on rounding
         literal.reset()
         expected = call(theirs, seed=seed)
-        if literal.margin > 1e-5:
+        if literal.margin > 3e-5 or negtome is None:
             break
+    else:
+        raise AssertionError("every seed hangs on the rounding of a cosine")
     assert 0 < literal.clamped < literal.tokens
     methods = [NormalizedAttentionGuidance(negative_prompt=texts, **settings)]
     if negtome is not None:
@@ -334,7 +337,10 @@ def test_both_rows_stay_one_image(blocks, other):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["NAG first", "NegToMe first"])
 @pytest.mark.parametrize("builder", [flux, sdxl, sd])
 def test_beside_negtome(builder, order):
-    pipe = assert_same(builder, negtome={"alpha": 0.4}, order=order)
+    blocks = ("transformer_blocks", "single_transformer_blocks") if builder is flux else ("up_blocks.1.attentions.0",)
+    # one step of a UNet, and few blocks: the tokens of both ways differ by less than NegToMe's closest decision
+    call = draw if builder is flux else functools.partial(draw, num_inference_steps=1)
+    pipe = assert_same(builder, call, negtome={"alpha": 0.4, "blocks": blocks}, order=order)
     assert negengine.status(pipe)[NegToMe].merged_tokens > 0
 
 
@@ -496,8 +502,6 @@ def test_a_family_that_does_not_tell_how_prompts_are_encoded():
 
 
 def test_a_family_without_defaults():
-    import dataclasses
-
     told = dataclasses.replace(TOY.conditioning, prompts=lambda encoded: {"encoder_hidden_states": encoded[0]})
     family = dataclasses.replace(TOY, conditioning=told)
     with families.registered(family), pytest.raises(ValueError, match="Toy has no defaults for NAG; give scale, alpha"):
@@ -506,7 +510,7 @@ def test_a_family_without_defaults():
 
 @KINDS
 def test_unknown_blocks(builder):
-    with pytest.raises(ValueError, match="no attention block of this .* denoiser is named 'middle'; there are"):
+    with pytest.raises(ValueError, match=r"no attention block of this .* denoiser is named 'middle'; there are"):
         guide(BUILDERS[builder](), blocks=("middle",))
 
 
@@ -533,11 +537,12 @@ def test_a_wrong_number_of_prompts(builder):
 
 def test_rows_that_are_neither_halves_nor_one_per_image():
     parts = sdxl(in_channels=8).components
+    del parts["image_encoder"], parts["feature_extractor"]
     pipe = diffusers.StableDiffusionXLInstructPix2PixPipeline(**parts, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     guide(pipe, "trees")
     with pytest.raises(ValueError, match="called with 6 rows for 2 images; NAG knows one row per image, or two"):
-        draw(pipe, prompts=1, image=picture(3, (56, 72)), negative_prompt=NEGATIVES[0], image_guidance_scale=1.5)
+        draw(pipe, prompts=1, image=picture(3, (56, 72)), negative_prompt=NEGATIVES[:1], image_guidance_scale=1.5)
 
 
 def test_the_report_says_what_was_done():
