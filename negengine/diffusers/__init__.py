@@ -2,12 +2,13 @@
 
 from negengine.diffusers.apply import apply, remove, status
 from negengine.diffusers.families import Conditioning, Family, Latents, Site, Tokens, register_family
-from negengine.diffusers.report import NegToMeReport, Report, Status
+from negengine.diffusers.report import NagReport, NegToMeReport, Report, Status
 
 __all__ = [
     "Conditioning",
     "Family",
     "Latents",
+    "NagReport",
     "NegToMeReport",
     "Report",
     "Site",

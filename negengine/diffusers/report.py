@@ -128,6 +128,30 @@ class DngReport(Report):
         return done
 
 
+@dataclass(frozen=True)
+class NagReport(Report):
+    """Of normalized attention guidance.
+
+    Attributes:
+        blocks: attention blocks that are guided.
+        guides: whether its scale and alpha guide at all.
+    """
+
+    blocks: int
+    guides: bool
+
+    @property
+    def idle_reason(self) -> str | None:
+        if not self.steps or self.active_steps:
+            return None
+        if not self.guides:
+            return "a scale of 1 or an alpha of 0 guides nothing; raise it"
+        return "no timestep of the run lies in the window; widen `timesteps`"
+
+    def told(self) -> str:
+        return f"guided {self.blocks} blocks in {self.active_steps} of {self.steps} steps"
+
+
 class Status:
     """The reports of all methods on a denoiser, in the order in which they were applied.
 

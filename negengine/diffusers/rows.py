@@ -17,12 +17,15 @@ class Join:
     """Rows that an effect wants beside those of the pipeline.
 
     Attributes:
-        owner: int64 ``[k]``: of which row each new row takes the inputs.
+        owner: int64 ``[k]``, or a slice of k rows: of which row each new row takes the inputs.
         own: inputs by name (a name with dots leads into a container) that the new rows have of their own, ``[k, ...]``.
     """
 
-    owner: Tensor
+    owner: Tensor | slice
     own: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.owner.stop - self.owner.start if isinstance(self.owner, slice) else len(self.owner)
 
 
 class Rows:

@@ -191,7 +191,7 @@ class Session:
             wanted = effect.joins(inputs, rows) if effect.active else None
             effect.start = effect.stop = rows.total
             if wanted is not None:
-                rows.total += len(wanted.owner)
+                rows.total += len(wanted)
                 effect.stop = rows.total
                 joins.append(wanted)
         return join(inputs, joins, conditioning) if joins else inputs

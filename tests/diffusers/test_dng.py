@@ -451,7 +451,7 @@ def test_samplers_without_a_density_are_refused(scheduler):
 
 
 def test_a_sampler_that_came_later_is_refused_before_the_first_step():
-    pipe = negengine.apply(sd(), DynamicNegativeGuidance(prompt=AVOID))
+    pipe = negengine.apply(double("sd", "DDPMScheduler"), DynamicNegativeGuidance(prompt=AVOID))
     pipe.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
     with watched(pipe.unet) as calls, pytest.raises(ValueError, match="no transition density"):
         draw(pipe)

@@ -11,7 +11,16 @@ from tiny import BUILDERS, denoiser, draw, half_mask, picture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import negengine
-from negengine import CADS, DynamicNegativeGuidance, GuidanceInterval, NegativePrompting, NegToMe, SafeLatentDiffusion, SeedVariance
+from negengine import (
+    CADS,
+    DynamicNegativeGuidance,
+    GuidanceInterval,
+    NegativePrompting,
+    NegToMe,
+    NormalizedAttentionGuidance,
+    SafeLatentDiffusion,
+    SeedVariance,
+)
 from negengine.diffusers.effect import Effect
 from negengine.diffusers.effects import EFFECTS
 from negengine.diffusers.report import Report
@@ -143,6 +152,7 @@ METHODS = {
     "np": NegativePrompting(prompt=AVOID, scale=2.0),
     "sld": SafeLatentDiffusion(prompt=AVOID, scale=50.0, threshold=1.0, warmup=0, variant="dng"),
     "interval": GuidanceInterval(low=1.0, high=8.0),
+    "nag": NormalizedAttentionGuidance(negative_prompt=AVOID, scale=3.0, alpha=0.5),
     "cads": CADS(tau1=0.1, tau2=1.0),
     "seed-variance": SeedVariance(timesteps=(0, 1000)),
 }

@@ -23,7 +23,7 @@ from transformers import (
 WIDTH, CLIP_LENGTH = 32, 16
 PROMPTS = ["a cat", "two dogs", "the sea"]
 NEGATIVES = ["blurred", "dull", "noise"]
-# Latents of 9 x 7 (SDXL: odd at both levels of the UNet, 9 x 7 and 5 x 4) and 10 x 14 (FLUX: 5 x 7 tokens), as
+# Latents of 9 x 7 (SD and SDXL: odd at both levels of the UNet, 9 x 7 and 5 x 4) and 10 x 14 (FLUX: 5 x 7 tokens), as
 # every VAE here scales by 8.
 SIZE = {"flux": {"height": 80, "width": 112}, "sdxl": {"height": 72, "width": 56}, "sd": {"height": 72, "width": 56}}
 
@@ -102,7 +102,6 @@ UNET = {
     "projection_class_embeddings_input_dim": WIDTH + 6 * 8,
     "cross_attention_dim": 2 * WIDTH,
 }
-PLAIN_UNET = {name: value for name, value in UNET.items() if not name.startswith(("addition", "projection"))}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -145,22 +144,26 @@ def sdxl(seed=0, **overrides):
 
 
 def sd(seed=0, **overrides):
-    """A StableDiffusionPipeline with attention at both levels of its UNet."""
+    """A StableDiffusionPipeline, of the classes of Stable Diffusion 1.5, with attention at both levels of its UNet."""
+    further = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    config = {name: value for name, value in UNET.items() if name not in (*further, "transformer_layers_per_block")}
+    config |= {"cross_attention_dim": WIDTH, "use_linear_projection": False, "out_channels": 4}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         clip = _clip_tokenizer()
-        unet = {**PLAIN_UNET, "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), "out_channels": 4}
+        unet = {**config, "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), **overrides}
         return _lively(
             diffusers.StableDiffusionPipeline(
                 vae=_vae(),
                 text_encoder=_clip(CLIPTextModel, clip),
                 tokenizer=clip,
-                unet=diffusers.UNet2DConditionModel(**{**unet, "cross_attention_dim": WIDTH, **overrides}),
-                scheduler=diffusers.DDPMScheduler(**BETAS, clip_sample=False),
+                unet=diffusers.UNet2DConditionModel(**unet),
+                scheduler=diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
-            )
+            ),
+            text=1,
         )
 
 
@@ -192,13 +195,16 @@ def sdxl_controlnet(seed=0):
     return _quiet(diffusers.StableDiffusionXLControlNetPipeline(**_parts(pipe), controlnet=control, add_watermarker=False))
 
 
-def _lively(pipe):
-    """Random attention is nearly uniform, so that all tokens come out nearly equal; sharper queries tell them apart."""
+def _lively(pipe, text=30):
+    """Random attention is nearly uniform, so that all tokens come out nearly equal; sharper queries tell them apart.
+
+    ``text`` sharpens cross-attention: SDXL's tiny text encoders speak low.
+    """
     for name, parameter in denoiser(pipe).named_parameters():
         if name.endswith(("to_q.weight", "to_k.weight", "add_q_proj.weight", "add_k_proj.weight")):
             parameter.data.mul_(4)
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
-            parameter.data.mul_(30)  # tiny text encoders speak low
+            parameter.data.mul_(text)
         if ".attn" in name and name.endswith("to_out.0.bias"):
             parameter.data.zero_()
     return _quiet(pipe)
@@ -231,6 +237,7 @@ BUILDERS = {
     "sdxl": sdxl,
     "sdxl_img2img": sdxl_img2img,
     "sdxl_controlnet": sdxl_controlnet,
+    "sd": sd,
 }
 
 
@@ -239,7 +246,9 @@ def denoiser(pipe):
 
 
 def kind(pipe):
-    return "flux" if hasattr(pipe, "transformer") else "sdxl" if hasattr(pipe, "text_encoder_2") else "sd"
+    if hasattr(pipe, "transformer"):
+        return "flux"
+    return "sdxl" if hasattr(pipe, "text_encoder_2") else "sd"
 
 
 def picture(seed=0, size=(50, 40)):

@@ -8,6 +8,7 @@ from negengine.diffusers.effect import Effect
 from negengine.diffusers.effects.conditioning import CadsEffect, SeedVarianceEffect
 from negengine.diffusers.effects.guidance import DngEffect, NegativePromptingEffect
 from negengine.diffusers.effects.interval import IntervalEffect
+from negengine.diffusers.effects.nag import NagEffect
 from negengine.diffusers.effects.negtome import NegToMeEffect
 from negengine.diffusers.effects.safety import SafetyEffect
 from negengine.methods import (
@@ -16,6 +17,7 @@ from negengine.methods import (
     GuidanceInterval,
     NegativePrompting,
     NegToMe,
+    NormalizedAttentionGuidance,
     SafeLatentDiffusion,
     SeedVariance,
 )
@@ -26,6 +28,7 @@ EFFECTS: dict[type[Method], type[Effect[Any]]] = {
     DynamicNegativeGuidance: DngEffect,
     NegativePrompting: NegativePromptingEffect,
     SafeLatentDiffusion: SafetyEffect,
+    NormalizedAttentionGuidance: NagEffect,
     GuidanceInterval: IntervalEffect,
     CADS: CadsEffect,
     SeedVariance: SeedVarianceEffect,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from negengine import ops
 from negengine.diffusers.clock import Clock
 from negengine.diffusers.effect import Call, Effect
+from negengine.diffusers.effects.blocks import select
 from negengine.diffusers.effects.pictures import Pictures
 from negengine.diffusers.families import Family, Grid, Site
 from negengine.diffusers.report import NegToMeReport
@@ -233,25 +233,6 @@ class NegToMeEffect(Effect[NegToMe]):
             # a graph is guarded by a list's values, and every other batch would compile again
             table=None if torch.compiler.is_compiling() else plan.table,
         )
-
-
-def select(sites: list[Site], patterns: Sequence[str], family: Family) -> list[Site]:
-    """The sites whose names are, begin with, or match one of the patterns.
-
-    Raises:
-        ValueError: a pattern that selects nothing; names what there is.
-    """
-
-    def fits(name: str, pattern: str) -> bool:
-        return name == pattern or name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
-
-    for pattern in patterns:
-        if not any(fits(site.name, pattern) for site in sites):
-            parts = sorted({".".join(site.name.split(".")[:2]) for site in sites})
-            raise ValueError(
-                f"no attention block of this {family.name} denoiser is named {pattern!r}; there are {', '.join(parts)}"
-            )
-    return [site for site in sites if any(fits(site.name, pattern) for pattern in patterns)]
 
 
 def _counters(sites: int, device: torch.device) -> list[Tensor]:

@@ -22,7 +22,7 @@ class Site:
     Attributes:
         name: of the attention block, as users select it.
         path: of the module to listen to, below the denoiser.
-        where: ``"input"`` or ``"output"`` of that module, a tensor ``[B, tokens, D]``.
+        where: ``"input"`` or ``"output"`` of that module, a tensor ``[B, tokens, D]``; or all its ``"arguments"``.
         text_first: whether text tokens precede the image tokens there.
     """
 
