@@ -1,4 +1,4 @@
-"""The blocks around a modular pipeline's own: they encode the prompt to avoid and hear the scheduler; no stock block is rewritten."""
+"""Blocks around a modular pipeline's own: they encode the prompt to avoid and hear the scheduler; no stock block is rewritten."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from diffusers import ClassifierFreeGuidance, FrozenDict, ModularPipeline
+from diffusers import ClassifierFreeGuidance, ModularPipeline
+from diffusers.configuration_utils import FrozenDict
 from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
@@ -26,6 +27,7 @@ logger = logging.getLogger("negengine")
 Target = TypeVar("Target", bound="ModularPipelineBlocks | ModularPipeline")
 
 AVOIDED, UNCONDITIONAL = "avoided_", "unguided_"
+BASE = ("guidance_scale", "guidance_rescale", "use_original_formulation", "start", "stop")
 ENCODED = ("prompt_embeds", "pooled_prompt_embeds")
 
 
@@ -82,21 +84,10 @@ def with_negative_guidance(target: Target, settings: Settings, **guidance: Any) 
 
 
 def _pipeline(pipe: Any, settings: Settings, guidance: Mapping[str, Any]) -> Any:
-    own = getattr(pipe, "guider", None)
-    if not guidance and isinstance(own, ClassifierFreeGuidance):
-        if type(own) not in (ClassifierFreeGuidance, NegativeGuider):
-            own = None if own is None else own
-        names = ("guidance_scale", "guidance_rescale", "use_original_formulation", "start", "stop")
-        guidance = {name: own.config[name] for name in names}
-    elif not guidance and own is not None:
-        raise ValueError(
-            f"the pipeline guides with {type(own).__name__}, but the base of NegativeGuider is classifier-free guidance; say which: "
-            "with_negative_guidance(pipe, settings, guidance_scale=...)"
-        )
     blocks = pipe.blocks  # a copy
     families = _families(blocks)
-    if not all(family.guided for family in families):
-        guidance = {}
+    if all(family.guided for family in families):
+        guidance = _base_of(pipe.guider, guidance)
     guider = _guider(settings, guidance, families)
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is not None and isinstance(settings, DynamicNegativeGuidance):
@@ -108,6 +99,18 @@ def _pipeline(pipe: Any, settings: Settings, guidance: Mapping[str, Any]) -> Any
     made._config_specs = copy.deepcopy(pipe._config_specs)
     made.update_components(guider=guider)
     return made
+
+
+def _base_of(guider: Any, guidance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The base guidance of a pipeline, with changes."""
+    if type(guider) in (ClassifierFreeGuidance, NegativeGuider):
+        return {name: guider.config[name] for name in BASE} | dict(guidance)
+    if not guidance and guider is not None:
+        raise ValueError(
+            f"the pipeline guides with {type(guider).__name__}, but the base of NegativeGuider is classifier-free guidance; say "
+            "which: with_negative_guidance(pipe, settings, guidance_scale=...)"
+        )
+    return guidance
 
 
 def _guider(settings: Settings, guidance: Mapping[str, Any], families: list[ModularFamily]) -> NegativeGuider:
@@ -129,7 +132,11 @@ def _families(blocks: ModularPipelineBlocks) -> list[ModularFamily]:
     """Of the blocks that there is something to do at. Raises ValueError where there are none."""
     names = {block.model_name for block in _within(blocks) if _is_loop(block) or _is_encoder(block)}
     if not names or names - set(FAMILIES):
-        what = f"model_name {', '.join(sorted(map(repr, names - set(FAMILIES))))}" if names else "no text encoder and no denoising loop"
+        what = (
+            f"model_name {', '.join(sorted(map(repr, names - set(FAMILIES))))}"
+            if names
+            else "no text encoder and no denoising loop"
+        )
         raise ValueError(
             f"{type(blocks).__name__} has {what}; negative guidance knows modular blocks of {', '.join(map(repr, FAMILIES))}. "
             "negengine.apply puts it on other pipelines than modular ones"
@@ -152,8 +159,7 @@ def _is_encoder(block: ModularPipelineBlocks) -> bool:
 
 def _around(block: Any, spec: ComponentSpec) -> Any:
     """The block, or another in its place; the blocks in it are replaced where they are."""
-    if isinstance(block, Around):
-        block = block.block
+    block = _stock(block)
     if _is_loop(block):
         return GuidedLoop(block, spec)
     if _is_encoder(block):
@@ -163,14 +169,23 @@ def _around(block: Any, spec: ComponentSpec) -> Any:
     return block
 
 
+def _stock(block: Any) -> Any:
+    """What a block stands for: that which is replaced when guidance is put on anew."""
+    return block.block if isinstance(block, Around) else block
+
+
 class _GuiderSpec(ComponentSpec):
-    """Of the guider that a pipeline makes for itself. Stock specs of a guider are equal to each other, and the first one would win."""
+    """Of the guider that a pipeline makes for itself.
+
+    Of specs that are equal, the first in a pipeline wins, and of others the last. Blocks that are not replaced may ask for a stock
+    guider, but none after the last loop: so this one equals no other.
+    """
 
     def __init__(self, guider: NegativeGuider) -> None:
         super().__init__("guider", type(guider), config=FrozenDict(guider.config), default_creation_method="from_config")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _GuiderSpec) and self.config == other.config
+        return self is other
 
     __hash__ = ComponentSpec.__hash__
 
@@ -199,7 +214,7 @@ class Around(ModularPipelineBlocks):
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        return [*(spec for spec in self.block.expected_components if spec.name != "guider"), self._spec]
+        return [*(spec for spec in self.block.expected_components if spec.name != "guider"), copy.copy(self._spec)]
 
     @property
     def expected_configs(self) -> list[Any]:
@@ -212,9 +227,6 @@ class Around(ModularPipelineBlocks):
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
         return self.block.intermediate_outputs
-
-    def __call__(self, components: Any, state: Any) -> Any:
-        return self.block(components, state)
 
     def guider(self, components: Any) -> NegativeGuider:
         guider = getattr(components, "guider", None)
@@ -257,9 +269,8 @@ class AvoidingEncoder(Around):
             if "prompt" not in name:
                 other.set(name, state.get(name))
         other.set("prompt", texts)
-        return {name: self.block(components, other)[1].get(name) for name in ENCODED[:1]} | {
-            name: other.get(name) for name in ENCODED[1:]
-        }
+        other = self.block(components, other)[1]
+        return {name: other.get(name) for name in ENCODED}
 
 
 class GuidedLoop(Around, LoopSequentialPipelineBlocks):
@@ -268,7 +279,7 @@ class GuidedLoop(Around, LoopSequentialPipelineBlocks):
     def __init__(self, block: Any, spec: ComponentSpec) -> None:
         super().__init__(block, spec)
         if not FAMILIES[block.model_name].guided:
-            block.sub_blocks["denoiser"] = BranchingDenoiser(block.sub_blocks["denoiser"], spec)
+            block.sub_blocks["denoiser"] = BranchingDenoiser(_stock(block.sub_blocks["denoiser"]), spec)
         self.sub_blocks = block.sub_blocks  # the same: what a user changes here is changed there
 
     @property

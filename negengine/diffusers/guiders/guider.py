@@ -39,7 +39,7 @@ class NegativeGuider(ClassifierFreeGuidance):
         ValueError: a window that is empty or lies outside 0 … 1.
     """
 
-    _input_predictions = ["pred_cond", "pred_uncond", "pred_neg"]  # noqa: RUF012: diffusers asks for a list
+    _input_predictions = ["pred_cond", "pred_uncond", "pred_neg"]  # noqa: RUF012 (diffusers asks for a list)
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class NegativeGuider(ClassifierFreeGuidance):
         """One batch per branch from ``data``: by name a tensor, or a pair ``(conditional, unconditional)``."""
         if not self._running:
             raise RuntimeError(
-                "NegativeGuider needs blocks that encode the prompt to avoid and hear the scheduler's steps; make the pipeline from "
+                "NegativeGuider needs blocks that encode the prompt to avoid and hear the scheduler's steps; make it from "
                 "with_negative_guidance(blocks, settings)"
             )
         branches = [self._prepare_batch(data, 0, "pred_cond")]
