@@ -135,7 +135,7 @@ CASES = [
 @pytest.mark.parametrize("changes,guidance", CASES)
 def test_settings(base, changes, guidance):
     method = DynamicNegativeGuidance(**{"prompt": AVOID, **LIVELY, **changes})
-    call = {"negative": guidance["guidance_scale"] != 1, "prompts": 2, "n": 1}
+    call = {"negative": guidance["guidance_scale"] != 1, "prompts": 2, "n": 2 if isinstance(method.prompt, tuple) else 1}
     expected, status = classic(base, method, guidance, **call)
     pipe = modular(with_negative_guidance(sdxl_blocks(), method, **guidance), base)
     assert_same_run(drawn(pipe, **call), pipe.guider.report, expected, status)
@@ -254,7 +254,10 @@ def test_a_control_net():
     torch.testing.assert_close(drawn(nothing, **call), plain, **ROUNDING)
     assert (drawn(something, **call) - plain).abs().max() > 1e-3
     # the unconditional branch alone goes without control in guess mode
+    controlled = []
+    base.controlnet.register_forward_hook(lambda *_: controlled.append(0))
     torch.testing.assert_close(drawn(nothing, guess_mode=True, **call), drawn(stock, guess_mode=True, **call), **ROUNDING)
+    assert len(controlled) == 2 * 2 + 2  # of two steps
 
 
 @pytest.mark.parametrize("cfg", [None, 2.0])
@@ -318,6 +321,14 @@ def test_a_run_is_logged(base, caplog):
     with caplog.at_level(logging.INFO, "negengine"):
         drawn(pipe, n=1, steps=2)
     assert [(r.levelname, "`scale` is 0" in r.message) for r in caplog.records if r.name == "negengine"] == [("WARNING", True)]
+
+
+def test_a_scheduler_that_adds_more_noise(base, caplog):
+    base.scheduler = scheduler("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"})
+    pipe = modular(with_negative_guidance(sdxl_blocks(), DNG), base)
+    for _ in range(2):
+        drawn(pipe, n=1, steps=2)
+    assert sum("fixed_small" in record.message for record in caplog.records) == 1
 
 
 # --- what cannot work --------------------------------------------------------------------------------------------

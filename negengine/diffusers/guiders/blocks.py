@@ -252,8 +252,7 @@ class AvoidingEncoder(Around):
         for prefix, prompt in _prompts(guider.settings).items():
             found: Mapping[str, Any] = {}
             if prompt is not None and not isinstance(prompt, Embeddings):
-                with guider.encoding():
-                    found = self._encode(components, state, prompt)
+                found = self._encode(components, state, prompt)
             for name in ENCODED:
                 state.set(prefix + name, found.get(name), "denoiser_input_fields")
         return components, state

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ class NegativeGuider(ClassifierFreeGuidance):
         self.unconditional: Mapping[str, Tensor] = {}
         self._avoided: Mapping[str, Tensor] = {}
         self._run: _Run | None = None
-        self._running = self._encodes = False
+        self._running = False
         self._order: list[str] = []
         self._warned: str | None = None
 
@@ -122,22 +121,11 @@ class NegativeGuider(ClassifierFreeGuidance):
         self._step = self._num_inference_steps = self._timestep = None
         self._count_prepared = 0
 
-    @contextmanager
-    def encoding(self) -> Iterator[None]:
-        """Text encoders are asked for a prompt alone, without an unconditional one."""
-        self._encodes = True
-        try:
-            yield
-        finally:
-            self._encodes = False
-
     # --- what diffusers asks of a guider -------------------------------------------------------------------------
 
     @property
     def num_conditions(self) -> int:
         """Branches of a step; outside of a run, those that the text encoder is to prepare: 2 with classifier-free guidance."""
-        if self._encodes:
-            return 1
         return 1 + self._is_cfg_enabled() + self._running
 
     @property
