@@ -39,7 +39,7 @@ def encoder(
             if len(texts) != prompts:
                 raise ValueError(f"{len(texts)} prompts to avoid, but this call has {prompts}; give one, or one for each")
             inputs = ask(prompt=texts)
-        inputs = {name: _a_row_per_image(name, value, images) for name, value in inputs.items()}
+        inputs = {name: a_row_per_image(name, value, images) for name, value in inputs.items()}
         text = inputs["encoder_hidden_states"]
         if text.shape[1] < length:
             empty = ask(prompt=[""] * prompts)["encoder_hidden_states"]
@@ -64,7 +64,8 @@ def _given(prompt: Embeddings, arguments: Mapping[str, Any], embeds: Tensor) -> 
     return given
 
 
-def _a_row_per_image(name: str, value: Tensor, images: int) -> Tensor:
+def a_row_per_image(name: str, value: Tensor, images: int) -> Tensor:
+    """Each prompt's row, once for each of its images. Raises ValueError where the rows do not divide the images."""
     if len(value) == images:
         return value
     if images % len(value):
