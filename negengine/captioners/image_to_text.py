@@ -79,7 +79,7 @@ class ImageToText:
         import torch
 
         inputs = self._inputs(image.convert("RGB")).to(self.model.device, self.model.dtype)
-        given = inputs["input_ids"].clone() if "input_ids" in inputs else None  # BLIP writes into it
+        given = inputs.get("input_ids")
         with torch.no_grad():
             written = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)[0]
         if given is not None and torch.equal(written[: given.shape[1]], given[0]):
