@@ -237,7 +237,6 @@ BUILDERS = {
     "sdxl": sdxl,
     "sdxl_img2img": sdxl_img2img,
     "sdxl_controlnet": sdxl_controlnet,
-    "sd": sd,
 }
 
 
