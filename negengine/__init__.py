@@ -48,7 +48,7 @@ __all__ = [
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
 _MODULES = ("captioners", "diffusers", "methods", "ops", "reference")
-_HOMES = dict.fromkeys(__all__, "methods") | {"Status": "diffusers.report"}
+_HOMES = dict.fromkeys((name for name in __all__ if name[0].isupper()), "methods") | {"Status": "diffusers.report"}
 _HOMES |= dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
 _HOMES |= {"diffusion_negative_image": "diffusers.dns", "diffusion_negative_prompting": "diffusers.dnp"}
 

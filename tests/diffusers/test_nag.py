@@ -443,7 +443,7 @@ def test_copies_are_not_guided():
 # --- compiled ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("builder", ["flux", "sd", pytest.param("sdxl", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("builder", ["flux", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("sd", "sdxl"))])
 @pytest.mark.parametrize("how", ["in place", pytest.param("wrapped", marks=pytest.mark.exhaustive)])
 def test_two_graphs_and_the_eager_result(builder, how):
     """Active and inactive; another prompt, seed, window or number of steps finds its graphs made.
@@ -467,7 +467,8 @@ def test_two_graphs_and_the_eager_result(builder, how):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("builder", [pytest.param("flux"), pytest.param("sd", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("builder", ["flux", "sd"])
 def test_through_autograd_tracing(builder):
     """`aot_eager` functionalises: what is written in place must survive it, beside NegToMe too."""
     torch._dynamo.reset()

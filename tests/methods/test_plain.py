@@ -68,7 +68,8 @@ def test_every_method_was_tried():
 
 
 def test_all_settings_as_plain_numbers():
-    assert as_plain(CADS()) == {"method": "cads", "tau1": 0.6, "tau2": 0.9, "scale": 0.25, "psi": 1.0, "seed": 0}
+    settings = {"tau1": 0.6, "tau2": 0.9, "scale": 0.25, "psi": 1.0, "seed": 0, "pooled": True, "unconditional": False}
+    assert as_plain(CADS()) == {"method": "cads", **settings}
     plain = as_plain(NegToMe(threshold=np.float32(0.5), alpha=[1, 2]))
     assert (type(plain["threshold"]), plain["alpha"], type(plain["alpha"])) == (float, [1, 2], list)
 
