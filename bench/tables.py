@@ -309,12 +309,12 @@ TABLES = {
     "guidance predicted": (ROOT / "docs" / "guidance-kernels.md", guidance_predicted),
     "predicted": (ROOT / "docs" / "predicted.md", predicted),
     "sensitivity": (ROOT / "docs" / "predicted.md", sensitivity),
-    "operator": (ROOT / "README.md", operator),
-    "end to end": (ROOT / "README.md", end_to_end),
+    "operator": (ROOT / "docs" / "measured.md", operator),
+    "end to end": (ROOT / "docs" / "measured.md", end_to_end),
     "targets": (ROOT / "docs" / "kernels.md", targets),
     "dispatch": (ROOT / "docs" / "kernels-triton.md", dispatch),
-    "gpu operator": (ROOT / "README.md", gpu_operator),
-    "gpu denoisers": (ROOT / "README.md", gpu_denoisers),
+    "gpu operator": (ROOT / "docs" / "measured.md", gpu_operator),
+    "gpu denoisers": (ROOT / "docs" / "measured.md", gpu_denoisers),
     "gpu rows": (ROOT / "docs" / "kernels-triton.md", gpu_rows),
 }
 

@@ -21,8 +21,8 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    names = ("kernels", "kernels-triton", "predicted", "guidance-kernels")
-    documents = ("README.md", *(f"docs/{name}.md" for name in names))
+    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels")
+    documents = tuple(f"docs/{name}.md" for name in names)
     for name in (*documents, "bench/tables.py", "bench/results"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,18 +33,18 @@ def copy(tmp_path):
 def test_other_results_are_noticed_and_written(copy):
     results = copy / "bench" / "results" / "cpu" / "operator.json"
     results.write_text(results.read_text().replace('"peak_reached": 0.', '"peak_reached": 0.5'))
-    before = (copy / "README.md").read_text()
+    before = (copy / "docs" / "measured.md").read_text()
     stale = tables(copy, "--check")
     assert stale.returncode == 1
-    assert "README.md: operator" in stale.stdout
-    assert (copy / "README.md").read_text() == before
+    assert "docs/measured.md: operator" in stale.stdout
+    assert (copy / "docs" / "measured.md").read_text() == before
     assert tables(copy).returncode == 0
-    assert (copy / "README.md").read_text() != before
+    assert (copy / "docs" / "measured.md").read_text() != before
     assert tables(copy, "--check").returncode == 0
 
 
 def test_a_missing_mark_is_an_error(copy):
-    readme = copy / "README.md"
+    readme = copy / "docs" / "measured.md"
     readme.write_text(readme.read_text().replace("<!-- operator", "<!-- nothing"))
     done = tables(copy)
     assert done.returncode == 1
