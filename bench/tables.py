@@ -132,6 +132,16 @@ def end_to_end() -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods() -> str:
+    lines = ["| | method | seconds | share of the time | in our own code, ms per step |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in document("methods")["rows"]:
+        name = f"{row['pipeline']}, {row['images']} images, {row['steps']} steps" if row["method"] == "without" else ""
+        inside = "" if row["inside"] is None else f"{1e3 * row['inside']:.2f}"
+        share = f"noise {row['noise']:.1%}" if row["method"] == "without" else f"{row['overhead']:+.1%}"
+        lines.append(f"| {name} | {row['method']} | {row['median']:.2f} | {share} | {inside} |")
+    return "\n".join(lines) + "\n"
+
+
 def targets() -> str:
     lines = ["| | aim | measured |", "| --- | ---: | ---: |"]
     for label, name, dtype, variant, rival, aims in TARGETS:
@@ -310,6 +320,7 @@ TABLES = {
     "predicted": (ROOT / "docs" / "predicted.md", predicted),
     "sensitivity": (ROOT / "docs" / "predicted.md", sensitivity),
     "operator": (ROOT / "docs" / "measured.md", operator),
+    "methods": (ROOT / "docs" / "measured.md", methods),
     "end to end": (ROOT / "docs" / "measured.md", end_to_end),
     "targets": (ROOT / "docs" / "kernels.md", targets),
     "dispatch": (ROOT / "docs" / "kernels-triton.md", dispatch),

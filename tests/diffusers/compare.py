@@ -24,7 +24,7 @@ def literal(pipe, call, n, timesteps=(0, 1000), reference="first", guided=True, 
     Bits can be compared only where no decision hangs on the rounding of a cosine: the first seed of which that
     holds is taken.
     """
-    if kind(pipe) == "sdxl":
+    if kind(pipe) != "flux":
         settings = {"blocks": ("up_blocks",), "halves": 2 if guided else 1, **settings}
     listener = Literal(pipe, n, window=timesteps, mode=reference, **{"threshold": THRESHOLD, **settings})
     for seed in range(20):

@@ -91,7 +91,7 @@ class Literal:
     def selects(self, name):
         if self.blocks is not None and not name.startswith(tuple(self.blocks)):
             return False
-        if self.family == "sdxl":
+        if self.family != "flux":
             level = next(level for part, level in LEVEL.items() if name.startswith(part))
             return min(-(-side // 2**level) for side in self.grid) >= self.min_grid
         return True
