@@ -21,6 +21,9 @@ METHOD_HELP = (
     "A method, NAME or NAME:PRESET; repeatable; `negengine methods` lists them. negtome if left out; none: no method. "
     "Only the named ones act, with what --settings or --like say of them."
 )
+METHODS_OF_THE_FINAL_RUN = (
+    "A method that acts on the final images, NAME or NAME:PRESET; repeatable; `negengine methods` lists them."
+)
 SET_HELP = "A setting of a method, NAME.KEY=VALUE; repeatable. VALUE is read as JSON, or else as text."
 AVOID_HELP = "What the method that avoids a prompt is to avoid: dng, negative-prompting, sld or nag."
 
@@ -34,6 +37,7 @@ def choose(
     avoid: str | None = None,
     filed: Sequence[Mapping[str, Any]] | None = None,
     filed_seed: object = None,
+    group_size: int | None = None,
 ) -> list[Method]:
     """The methods' settings: those of flags, then of a preset that a flag names, of the file, of the model, and the defaults.
 
@@ -46,6 +50,7 @@ def choose(
         avoid: prompt of the one method that avoids a prompt.
         filed: methods in the form of :mod:`negengine.methods.plain`.
         filed_seed: of the file's call: where a filed method has the same, it follows ``seed``.
+        group_size: of NegToMe, where the call does not tell it.
 
     Raises:
         ValueError: a name that does not exist, what is given twice, a setting of a method that is not chosen or that cannot work.
@@ -56,7 +61,7 @@ def choose(
     chosen = []
     for name, preset in asked.items():
         own = {key: value for key, value in of_file.get(name, {}).items() if (key, value) != ("seed", filed_seed)}
-        follows = {"seed": seed} if "seed" in _fields(name) else {}
+        follows = {key: value for key, value in (("seed", seed), ("group_size", group_size)) if key in _fields(name)}
         named = APPLIED[name].presets[preset] if preset else {}
         chosen.append(_made(name, {**_model_own(model, name), **follows, **own, **named, **told[name]}))
     return chosen

@@ -16,7 +16,7 @@ from negengine.cli.choice import AVOID_HELP, METHOD_HELP, SET_HELP, choose, negt
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import check_device, load
 from negengine.cli.runs import Run, call_of, changes, read_file, read_picture
-from negengine.cli.words import check_true_cfg, in_flags
+from negengine.cli.words import in_flags, put_on
 from negengine.environment import machine, versions
 
 DEFAULTS = {"count": 4, "seed": 0, "dtype": "float32", "device": "cpu"}
@@ -115,17 +115,15 @@ def generate(
 
 def draw(run: Run, files: list[Path]) -> tuple[list[Image.Image], dict[str, Any]]:
     """Draw and write the pictures of a run, and say what its methods did. The pictures, and the run as their files tell it."""
-    from negengine import apply, status
+    from negengine import status
     from negengine.diffusers.branches import parameters
 
     pipe = load(run.model, run.dtype, run.device)
     unknown = [name for name in run.call if name not in parameters(pipe)]
     if unknown:
         raise ValueError(f"the pipeline of {run.model}, {type(pipe).__name__}, takes no {', '.join(unknown)}")
+    put_on(pipe, run.methods, run.call)
     with in_flags(run.methods):
-        if run.methods:
-            apply(pipe, *run.methods)
-            check_true_cfg(pipe, run.methods, run.call)
         images = pipe(**run.arguments()).images
     plain, reports = run.plain(pipe), status(pipe) if run.methods else ()
     of_call = {"run": plain, "versions": versions(), "machine": machine()}
@@ -153,17 +151,16 @@ def _files(output: Path, run: Run) -> list[Path]:
     return files
 
 
-def _compare(
-    like: Path, told: Mapping[str, Any], plain: Mapping[str, Any], images: list[Image.Image], files: list[Path]
-) -> None:
+def _compare(like: Path, told: Mapping[str, Any], plain: Mapping[str, Any], images: list[Image.Image], files: list[Path]) -> None:
     """Say which file repeats a picture. Raises typer.Exit(1) if the same run gave other pixels."""
     changed = [name for name, value in plain.items() if value != told["run"][name]]
     number = told["number"]
     if number >= len(images):
         typer.echo(f"no file stands for {like}, which was image {number} of its call; changed: {', '.join(changed)}")
         return
-    new, (old, file) = np.asarray(images[number], dtype=int), (Image.open(like), files[number])
-    before = np.asarray(old, dtype=int)
+    file, new = files[number], np.asarray(images[number], dtype=int)
+    with Image.open(like) as picture:
+        before = np.asarray(picture, dtype=int)
     if new.shape == before.shape and (new == before).all():
         typer.echo(f"{file} has exactly the pixels of {like}")
     elif changed:

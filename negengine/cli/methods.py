@@ -10,7 +10,10 @@ from negengine.methods import KINDS
 # name -> what it does to the picture, what it needs
 ABOUT = {
     "negtome": ("makes the images of a prompt differ, or keeps them away from a given picture", "--count 2 or more, or a picture"),
-    "dng": ("keeps an image away from a prompt, the more the nearer it comes", "--avoid TEXT; most samplers: dng.surrogate=ancestral"),
+    "dng": (
+        "keeps an image away from a prompt, the more the nearer it comes",
+        "--avoid TEXT; most samplers: dng.surrogate=ancestral",
+    ),
     "negative-prompting": ("keeps an image away from a prompt, always as much", "--avoid TEXT"),
     "sld": ("keeps parts of an image away from a concept; unsafe content if none is named", "guidance above 1; FLUX: sld:dng"),
     "nag": ("keeps an image away from a prompt, also in few-step models", "--avoid TEXT; FLUX: no true CFG"),

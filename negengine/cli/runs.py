@@ -130,7 +130,7 @@ def read_picture(path: Path) -> dict[str, Any]:
             "--like repeats the final pictures only"
         )
     run = told.get("run")
-    if not isinstance(run, Mapping) or [name for name in KEYS if name not in run]:
+    if not isinstance(run, Mapping) or "number" not in told or any(name not in run for name in KEYS):
         raise ValueError(f"{path} does not carry the whole run; only pictures that negengine's commands wrote can be repeated")
     return {**told, "run": _checked(path, run)}
 
@@ -157,7 +157,7 @@ def _checked(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "model": (_text, "a text"),
         "prompt": (lambda v: _list(v, _text) and bool(v), "a text or a list of texts"),
         "count": (lambda v: _whole(v) and v >= 1, "a whole number from 1 on"),
-        "seed": (lambda v: _seed(v) or _list(v, _seed), "a whole number from 0 on, or one for each image"),
+        "seed": (lambda v: _seed(v) or (_list(v, _seed) and bool(v)), "a whole number from 0 on, or one for each image"),
         "dtype": (_text, "a text"),
         "device": (_text, "a text"),
         "call": (lambda v: isinstance(v, Mapping), "a mapping"),

@@ -28,34 +28,51 @@ def in_flags(methods: Sequence[Method]) -> Iterator[None]:
 
 
 def translated(text: str, methods: Sequence[Method]) -> str:
-    """``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, ``guidance_scale`` becomes ``--guidance``."""
+    """The advice in ``text``: ``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, ``guidance_scale`` becomes ``--guidance``."""
+    text = re.sub(r"switch to one that has \([^)]*\), or set ", "give ", text)  # no flag chooses a scheduler
     for settings in methods:
         text = text.replace(f"{type(settings).__name__}(", f"{settings.title}(")
         for field in dataclasses.fields(settings):
-            text = re.sub(rf"(?<![\w.(]){field.name}='([^']*)'", rf"--set {settings.name}.{field.name}=\1", text)
+            text = re.sub(rf"(?<![\w.(])(?:set )?{field.name}='([^']*)'", rf"--set {settings.name}.{field.name}=\1", text)
             text = re.sub(rf"`{field.name}`", f"`--set {settings.name}.{field.name}=…`", text)
     for name, flag in FLAGS.items():
         text = re.sub(rf"\b{name}(=(?=\w))?", lambda found, flag=flag: f"{flag} " if found[1] else flag, text)  # type: ignore[misc]
     return text
 
 
-def check_true_cfg(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any]) -> None:
-    """Raises ValueError, with the flags that work, where a method cannot act beside guidance in a second call of the denoiser."""
-    from negengine.diffusers.apply import applied_to
+def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str = "--true-cfg 1") -> None:
+    """``apply`` for a call; raises one ValueError with all flags that are wanting.
+
+    Args:
+        instead: what to give where the call's true CFG is in a method's way.
+    """
+    from negengine import apply
+
+    faults = []
+    if methods:
+        try:
+            apply(pipe, *methods)
+        except (TypeError, ValueError) as error:
+            faults.append(translated(str(error), methods))
+    faults += _beside_true_cfg(pipe, methods, call, instead)
+    if faults:
+        raise ValueError("; and ".join(faults))
+
+
+def _beside_true_cfg(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str) -> list[str]:
+    """Why a method cannot act beside guidance in a second call of the denoiser, and what to give."""
+    from negengine.diffusers.effects import EFFECTS
     from negengine.diffusers.families import find_denoiser
 
+    denoiser, family = find_denoiser(pipe)
     scale = call.get("true_cfg_scale")
-    if find_denoiser(pipe)[1].conditioning.cfg != "calls" or call.get("negative_prompt") is None or not (scale and scale > 1):
-        return
+    if family.conditioning.cfg != "calls" or call.get("negative_prompt") is None or not (scale and scale > 1):
+        return []
     for settings in methods:
-        effect = applied_to(pipe, type(settings))
         try:
-            assert effect is not None
-            effect.second_prompts()
-        except ValueError as error:
-            own = [s for s in methods if any(field.name == "cfg" for field in dataclasses.fields(s))]
-            guided = " ".join(f"--set {s.name}.cfg={scale:g}" for s in own)
-            ways = f"--true-cfg 1 {guided}".strip()
-            raise ValueError(
-                f"{settings.title} cannot act beside true CFG (--true-cfg {scale:g}, which calls the denoiser twice); give {ways}"
-            ) from error
+            EFFECTS[type(settings)](settings, family, denoiser).second_prompts()
+        except ValueError:
+            guided = [s.name for s in methods if hasattr(s, "cfg")] if instead.startswith("--") else []
+            ways = " ".join([instead, *(f"--set {name}.cfg={scale:g}" for name in guided)])
+            return [f"{settings.title} cannot act beside true CFG (scale {scale:g}), which calls the denoiser twice; give {ways}"]
+    return []
