@@ -16,6 +16,7 @@ DRIVER = "dnp"  # drives two runs; it is not applied to a pipeline
 APPLIED = {name: kind for name, kind in KINDS.items() if name != DRIVER}
 AVOIDED = {"dng": "prompt", "negative-prompting": "prompt", "sld": "prompt", "nag": "negative_prompt"}
 WORDS = {"prompt", "negative_prompt", "cfg_prompt"}  # settings that are texts: "3" is one too
+LISTS = {"blocks"}  # a text that is no list is its only member
 
 METHOD_HELP = (
     "A method, NAME or NAME:PRESET; repeatable; `negengine methods` lists them. negtome if left out; none: no method. "
@@ -88,8 +89,8 @@ def _references(names: Sequence[str], masks: Sequence[Path]) -> str | list[dict[
         return names[0]
     if masks and len(masks) != len(names):
         raise ValueError(f"{len(names)} reference pictures, but {len(masks)} masks; give one for each or none")
-    for what, path in [*(("reference", name) for name in names), *(("mask", mask) for mask in masks)]:
-        if not Path(path).is_file():
+    for what, path in [*(("reference", Path(name)) for name in names), *(("mask", mask) for mask in masks)]:
+        if not path.is_file():
             raise ValueError(f"--{what} {path} is neither first, others, previous nor a file")
     paths: list[str | None] = [*map(str, masks)] or [None] * len(names)
     return [{"image": name, "mask": mask} for name, mask in zip(names, paths, strict=True)]
@@ -159,7 +160,7 @@ def _set(text: str) -> tuple[str, str, Any]:
     try:
         parsed = json.loads(value)
     except ValueError:
-        return name, key, value
+        return name, key, [value] if key in LISTS else value
     return name, key, value if key in WORDS and not isinstance(parsed, str | list) else parsed
 
 

@@ -70,7 +70,7 @@ def negative(
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
     if negative_prompt is not None:
         call["negative_prompt"] = negative_prompt
-    put_on(pipe, methods, {"negative_prompt": "", **call}, "no such --method: the caption is avoided by true CFG")
+    put_on(pipe, methods, {"negative_prompt": "", **call}, "leave it out: true CFG is what avoids the caption")
     cache = CaptionCache(output / "captions", model=model)
     for number, text in enumerate(prompt):
         with in_flags(methods):

@@ -28,7 +28,7 @@ def in_flags(methods: Sequence[Method]) -> Iterator[None]:
 
 
 def translated(text: str, methods: Sequence[Method]) -> str:
-    """The advice in ``text``: ``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, ``guidance_scale`` becomes ``--guidance``."""
+    """``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, and ``guidance_scale`` ``--guidance``."""
     text = re.sub(r"switch to one that has \([^)]*\), or set ", "give ", text)  # no flag chooses a scheduler
     for settings in methods:
         text = text.replace(f"{type(settings).__name__}(", f"{settings.title}(")
@@ -40,7 +40,7 @@ def translated(text: str, methods: Sequence[Method]) -> str:
     return text
 
 
-def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str = "--true-cfg 1") -> None:
+def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str = "give --true-cfg 1") -> None:
     """``apply`` for a call; raises one ValueError with all flags that are wanting.
 
     Args:
@@ -72,7 +72,7 @@ def _beside_true_cfg(pipe: Any, methods: Sequence[Method], call: Mapping[str, An
         try:
             EFFECTS[type(settings)](settings, family, denoiser).second_prompts()
         except ValueError:
-            guided = [s.name for s in methods if hasattr(s, "cfg")] if instead.startswith("--") else []
+            guided = [s.name for s in methods if hasattr(s, "cfg")] if "--true-cfg" in instead else []
             ways = " ".join([instead, *(f"--set {name}.cfg={scale:g}" for name in guided)])
-            return [f"{settings.title} cannot act beside true CFG (scale {scale:g}), which calls the denoiser twice; give {ways}"]
+            return [f"{settings.title} cannot act beside true CFG (scale {scale:g}), which calls the denoiser twice; {ways}"]
     return []
