@@ -1,4 +1,4 @@
-"""The ``negengine`` command: ``demo``, ``generate``, ``negative``, ``doctor``, ``verify``."""
+"""The ``negengine`` command: ``demo``, ``generate``, ``negative``, ``methods``, ``doctor``, ``verify``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from negengine.cli.demo import demo
 from negengine.cli.doctor import doctor
 from negengine.cli.generate import generate
+from negengine.cli.methods import methods
 from negengine.cli.negative import negative
 from negengine.cli.quiet import quiet_libraries
 from negengine.cli.verify import verify
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(demo)
 app.command()(generate)
 app.command()(negative)
+app.command()(methods)
 app.command()(doctor)
 app.command()(verify)
 

@@ -1,192 +1,171 @@
-"""``negengine generate``: images of any supported model, with every setting, and the settings in every file."""
+"""``negengine generate``: images of any supported model with any methods, and all settings in every file."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
+import numpy as np
 import typer
 from PIL import Image
 from rich.console import Console
 
 from negengine import png
+from negengine.cli.choice import AVOID_HELP, METHOD_HELP, SET_HELP, choose, negtome_flags
 from negengine.cli.errors import one_line_errors
-from negengine.cli.loading import check_device, check_dtype, load, preset
-from negengine.diffusers.families import with_family_defaults
-from negengine.environment import versions
-from negengine.methods import NegToMe, ReferenceImage
+from negengine.cli.loading import check_device, load
+from negengine.cli.runs import Run, call_of, changes, read_file, read_picture
+from negengine.cli.words import in_flags, put_on
+from negengine.environment import machine, versions
+
+DEFAULTS = {"count": 4, "seed": 0, "dtype": "float32", "device": "cpu"}
+PIPELINE, METHODS, NEGTOME = "Of the pipeline", "Methods", "NegToMe, in short"
+MODEL_HELP = "A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl)."
+SETTINGS_HELP = "A .yaml or .json file of model, prompt, count, seed, dtype, device, call, methods, or some of them."
+LIKE_HELP = "Repeat the call that drew this PNG, with what other flags change."
+OUTPUT_HELP = "Folder for the images, out/generate if not given (--like: out/like). Existing files are never overwritten."
+REFERENCE_HELP = "first, others, previous, or the path of a picture to avoid (then repeatable)."
 
 
 @one_line_errors
 def generate(
-    model: Annotated[str, typer.Option(help="A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl).")],
-    prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
-    output: Annotated[Path, typer.Option(help="Folder for the images; existing files are never overwritten.")] = Path(
-        "out/generate"
-    ),
-    count: Annotated[int, typer.Option(min=1, help="Images per prompt: the group whose images are pushed apart.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the call.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; the pipeline's default if not given.")] = None,
-    height: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="guidance_scale.")] = None,
-    true_cfg: Annotated[float | None, typer.Option(help="true_cfg_scale (FLUX), with --negative-prompt.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="Text to avoid.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    negtome: Annotated[bool, typer.Option(help="Merge, or draw the same seeds without.")] = True,
-    alpha: Annotated[
-        float | None, typer.Option(help="How far tokens are pushed. Left out: as the model or its family has it.")
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; repeatable.")] = None,
+    output: Annotated[Path | None, typer.Option(help=OUTPUT_HELP)] = None,
+    settings: Annotated[Path | None, typer.Option(help=SETTINGS_HELP)] = None,
+    like: Annotated[Path | None, typer.Option(help=LIKE_HELP)] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Images per prompt, the group that is pushed apart; 4.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of the call and its methods; 0.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, …")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=PIPELINE)] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="In pixels.", rich_help_panel=PIPELINE)] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="In pixels.", rich_help_panel=PIPELINE)] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance_scale.", rich_help_panel=PIPELINE)] = None,
+    true_cfg: Annotated[
+        float | None, typer.Option(help="true_cfg_scale (FLUX), with --negative-prompt.", rich_help_panel=PIPELINE)
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Least cosine of a pushed token, in [-1, 1].")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Text to avoid by the pipeline's own guidance.", rich_help_panel=PIPELINE)
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help=METHOD_HELP, rich_help_panel=METHODS)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, rich_help_panel=METHODS)] = None,
+    avoid: Annotated[str | None, typer.Option(help=AVOID_HELP, rich_help_panel=METHODS)] = None,
+    alpha: Annotated[float | None, typer.Option(help="How far tokens are pushed.", rich_help_panel=NEGTOME)] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Least cosine of a pushed token, in [-1, 1].", rich_help_panel=NEGTOME)
+    ] = None,
     timesteps: Annotated[
-        tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Active window of the 1000 timesteps.")
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Active window of the 1000 timesteps.", rich_help_panel=NEGTOME),
     ] = None,
-    blocks: Annotated[list[str] | None, typer.Option(help="Names, leading parts or globs of attention blocks; repeatable.")] = None,
-    min_grid: Annotated[int | None, typer.Option(min=1, help="Coarser blocks are left alone.")] = None,
-    reference: Annotated[
-        list[str] | None, typer.Option(help="first, others, previous, or the path of a picture to avoid (then repeatable).")
-    ] = None,
+    reference: Annotated[list[str] | None, typer.Option(help=REFERENCE_HELP, rich_help_panel=NEGTOME)] = None,
     mask: Annotated[
-        list[Path] | None, typer.Option(help="Mask of the picture at the same place: white is avoided; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Mask of the picture at the same place: white is avoided; repeatable.", rich_help_panel=NEGTOME),
     ] = None,
-    noise: Annotated[bool, typer.Option(help="Noise the pictures to the current timestep.")] = True,
-    matching: Annotated[str | None, typer.Option(help="paper (default) or release.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share of tokens left out at random; 0 if not given.")] = None,
-    group_size: Annotated[int | None, typer.Option(min=1, help="Images per group; --count if not given.")] = None,
-    search: Annotated[str | None, typer.Option(help="auto (default), exact, or a precision that the backend has.")] = None,
-    backend: Annotated[str | None, typer.Option(help="See `negengine doctor`.")] = None,
 ) -> None:
-    """Draw images with NegToMe and write them as PNG files that carry all settings."""
-    options: dict[str, Any] = {
-        "alpha": alpha,
-        "threshold": threshold,
-        "timesteps": timesteps,
-        "blocks": blocks or None,
-        "min_grid": min_grid,
-        "reference": _references(reference or ["first"], mask or [], noise) if reference or mask or not noise else None,
-        "matching": matching,
-        "dropout": dropout,
-        "group_size": group_size,
-        "search": search,
-        "backend": backend,
+    """Draw images and write them as PNG files that carry all settings.
+
+    What flags say comes before a preset that --method names, then the file (--settings or --like), then what an embedded
+    model has of its own, then the defaults.
+    """
+    if settings and like:
+        raise ValueError("--settings and --like both tell a whole run; give one")
+    picture = read_picture(like) if like else None
+    filed = picture["run"] if picture else read_file(settings) if settings else {}
+    told = {"model": model, "prompt": prompt, "count": count, "seed": seed, "dtype": dtype, "device": device}
+    basis = DEFAULTS | filed | {name: value for name, value in told.items() if value}  # typer's empty list is no prompt
+    basis |= {"seed": seed} if seed is not None else {}
+    missing = [f"--{name}" for name in ("model", "prompt") if name not in basis]
+    if missing:
+        raise ValueError(f"give {' and '.join(missing)}, or a file that tells: --settings or --like")
+    call = {
+        "num_inference_steps": steps,
+        "height": height,
+        "width": width,
+        "guidance_scale": guidance,
+        "true_cfg_scale": true_cfg,
+        "negative_prompt": negative_prompt,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    if not negtome and given:
-        raise ValueError(f"--no-negtome leaves nothing to set; drop it, or {', '.join(given)}")
-    settings = dataclasses.replace(_negtome_preset(model), **given, seed=seed)
-    check_dtype(dtype)
-    if group_size is not None and (len(prompt) * count) % group_size:
-        raise ValueError(f"--group-size {group_size} does not divide the {len(prompt) * count} images of the call")
-    files = _files(output, prompt, count, seed)
-    call = _call(model, prompt, count, steps, height, width, guidance, true_cfg, negative_prompt)
-    check_device(device)
+    run = Run(
+        **{name: basis[name] for name in ("model", "prompt", "count", "seed", "dtype", "device")},
+        call=call_of(basis["model"], filed.get("call", {}), picture is not None, call),
+        methods=choose(
+            basis["model"],
+            basis["seed"] if isinstance(basis["seed"], int) else basis["seed"][0],
+            method or [],
+            set_ or [],
+            negtome_flags(alpha, threshold, timesteps, reference, mask),
+            avoid,
+            filed.get("methods"),
+            filed.get("seed"),
+        ),
+    )
+    run.check()
+    files = _files(output or Path("out/like" if like else "out/generate"), run)
+    check_device(run.device)
+    if like and picture and (changed := changes(picture)):
+        typer.secho(f"warning: {like} was made with {', '.join(changed)}; pixels may differ", fg="yellow", err=True)
+    images, plain = draw(run, files)
+    if like and picture:
+        _compare(like, picture, plain, images, files)
 
-    from negengine import apply, status
 
+def draw(run: Run, files: list[Path]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Draw and write the pictures of a run, and say what its methods did. The pictures, and the run as their files tell it."""
+    from negengine import status
+    from negengine.diffusers.branches import parameters
+
+    pipe = load(run.model, run.dtype, run.device)
+    unknown = [name for name in run.call if name not in parameters(pipe)]
+    if unknown:
+        raise ValueError(f"the pipeline of {run.model}, {type(pipe).__name__}, takes no {', '.join(unknown)}")
+    put_on(pipe, run.methods, run.call)
+    with in_flags(run.methods):
+        images = pipe(**run.arguments()).images
+    plain, reports = run.plain(pipe), status(pipe) if run.methods else ()
+    of_call = {"run": plain, "versions": versions(), "machine": machine()}
+    for number, (image, file, seed) in enumerate(zip(images, files, run.seeds(), strict=True)):
+        of_image = {"prompt": run.prompt[number // run.count], "seed": seed, "index": number % run.count, "number": number}
+        did = {settings.name: report.of_image(number) for settings, report in zip(run.methods, reports, strict=True)}
+        png.write(image, file, of_image | of_call | {"reports": did})
     console = Console()
-    pipe = load(model, dtype, device)
-    if negtome:
-        apply(pipe, settings)
-    generator = torch.Generator(device).manual_seed(seed)
-    images = pipe(**call, generator=generator).images
-    told = {
-        "model": model,
-        "seed": seed,
-        "dtype": dtype,
-        "call": {name: value for name, value in call.items() if name != "prompt"},
-        "negtome": _told(pipe, settings, reference, mask or [], noise) if negtome else None,
-        "versions": versions(),
-    }
-    for i, (image, file) in enumerate(zip(images, files, strict=True)):
-        png.write(image, file, {"prompt": prompt[i // count], "index": i % count} | told)
-    if negtome and (report := status(pipe)[NegToMe]).idle_reason is None:  # a run that changed nothing has warned already
-        console.print(str(report), soft_wrap=True)
-    console.print(f"{len(files)} images in {output}", soft_wrap=True)
+    for report in reports:
+        if report.idle_reason is None:  # a run that changed nothing has warned already
+            console.print(str(report), soft_wrap=True, highlight=False)
+    console.print(f"{len(files)} images in {files[0].parent}", soft_wrap=True)
+    return images, plain
 
 
-def _references(names: list[str], masks: list[Path], noise: bool) -> str | list[ReferenceImage]:
-    if names[0] in ("first", "others", "previous"):
-        if len(names) > 1 or masks:
-            raise ValueError(f"--reference {names[0]} stands alone; several references and masks are for pictures")
-        if not noise:
-            raise ValueError("--no-noise is for reference pictures; give one with --reference, or drop it")
-        return names[0]
-    if masks and len(masks) != len(names):
-        raise ValueError(f"{len(names)} reference pictures, but {len(masks)} masks; give one for each or none")
-    pictures = [_open("reference", Path(name)) for name in names]
-    opened: list[Image.Image | None] = [*(_open("mask", mask) for mask in masks)] or [None] * len(pictures)
-    return [ReferenceImage(picture, m, noise=noise) for picture, m in zip(pictures, opened, strict=True)]
-
-
-def _open(what: str, path: Path) -> Image.Image:
-    if not path.is_file():
-        raise ValueError(f"--{what} {path} is neither first, others, previous nor a file")
-    try:
-        image = Image.open(path)
-        image.load()
-    except OSError as error:
-        raise ValueError(f"--{what} {path} cannot be read as an image: {error}") from error
-    return image
-
-
-def _files(output: Path, prompts: list[str], count: int, seed: int) -> list[Path]:
+def _files(output: Path, run: Run) -> list[Path]:
     """A stable name for every image; raises ValueError if one is taken."""
     files = []
-    for p, prompt in enumerate(prompts):
-        files += [output / f"{p:02d}-{png.slug(prompt)}-seed{seed}-{k:02d}.png" for k in range(count)]
+    for number, seed in enumerate(run.seeds()):
+        prompt, index = divmod(number, run.count)
+        files.append(output / f"{prompt:02d}-{png.slug(run.prompt[prompt])}-seed{seed}-{index:02d}.png")
     taken = [file for file in files if file.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
     return files
 
 
-def _call(
-    model: str,
-    prompts: list[str],
-    count: int,
-    steps: int | None,
-    height: int | None,
-    width: int | None,
-    guidance: float | None,
-    true_cfg: float | None,
-    negative_prompt: str | None,
-) -> dict[str, Any]:
-    meant = preset(model, len(prompts))
-    if true_cfg is not None and negative_prompt is None and "negative_prompt" not in meant:
-        raise ValueError("--true-cfg does nothing without --negative-prompt")
-    if guidance is not None and "true_cfg_scale" in meant:
-        raise ValueError(f"{model} has no distilled guidance, so --guidance does nothing; use --true-cfg")
-    if true_cfg is not None and "guidance_scale" in meant:
-        raise ValueError(f"{model} takes no --true-cfg; use --guidance")
-    for name, scale in (("guidance", guidance), ("true-cfg", true_cfg)):
-        if scale is not None and not math.isfinite(scale):
-            raise ValueError(f"--{name} must be finite, got {scale}")
-    given = {
-        "num_inference_steps": steps,
-        "height": height,
-        "width": width,
-        "guidance_scale": guidance,
-        "true_cfg_scale": true_cfg,
-        "negative_prompt": None if negative_prompt is None else [negative_prompt] * len(prompts),
-    }
-    told = {name: value for name, value in given.items() if value is not None}
-    return meant | {"prompt": prompts, "num_images_per_prompt": count} | told
-
-
-def _negtome_preset(model: str) -> NegToMe:
-    """An embedded model has settings of its own; other models have their family's defaults."""
-    from negengine import models
-
-    return models.negtome_preset(model) if model in models.NAMES else NegToMe()
-
-
-def _told(pipe: Any, settings: NegToMe, references: list[str] | None, masks: list[Path], noise: bool) -> dict[str, Any]:
-    """The settings with the family's defaults filled in, as JSON can hold them."""
-    settings = with_family_defaults(settings, pipe)
-    fields = {name: getattr(settings, name) for name in settings.__dataclass_fields__ if name != "reference"}
-    pictures = {"mask": [str(mask) for mask in masks], "noise": noise} if settings.pictures else {}
-    return fields | {"reference": references if settings.pictures else settings.reference} | pictures
+def _compare(like: Path, told: Mapping[str, Any], plain: Mapping[str, Any], images: list[Image.Image], files: list[Path]) -> None:
+    """Say which file repeats a picture. Raises typer.Exit(1) if the same run gave other pixels."""
+    changed = [name for name, value in plain.items() if value != told["run"][name]]
+    number = told["number"]
+    if number >= len(images):
+        typer.echo(f"no file stands for {like}, which was image {number} of its call; changed: {', '.join(changed)}")
+        return
+    file, new = files[number], np.asarray(images[number], dtype=int)
+    with Image.open(like) as picture:
+        before = np.asarray(picture, dtype=int)
+    if new.shape == before.shape and (new == before).all():
+        typer.echo(f"{file} has exactly the pixels of {like}")
+    elif changed:
+        typer.echo(f"{file} stands for {like}; changed: {', '.join(changed)}")
+    else:
+        far = f"at most {abs(new - before).max()} of 255" if new.shape == before.shape else "also in size"
+        typer.secho(f"{file} repeats {like}, but its pixels differ ({far})", fg="yellow", err=True)
+        raise typer.Exit(1)

@@ -9,8 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from negengine.cli.choice import METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import check_device, check_dtype, load, preset
+from negengine.cli.runs import Run
+from negengine.cli.words import in_flags, put_on
+from negengine.environment import machine
 
 CAPTIONER_HELP = (
     "Who captions: person (asks at the terminal), classifier (for the embedded models), or the hub id or folder of an "
@@ -39,6 +43,8 @@ def negative(
     width: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    method: Annotated[list[str] | None, typer.Option(help=METHODS_OF_THE_FINAL_RUN)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
 ) -> None:
     """Draw what a prompt is least like, caption it, and draw the prompt with that caption as negative prompt (DNP)."""
     from negengine.captioners import CaptionCache
@@ -55,6 +61,7 @@ def negative(
     taken = [f for p, text in enumerate(prompt) for s in seeds for f in files(output, p, text, s) if f.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
+    methods = choose(model, seed, method or ["none"], set_ or [], group_size=count)
     settings = DiffusionNegativePrompt(captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance)
     console = Console()
     pipe = load(model, dtype, device)
@@ -63,11 +70,17 @@ def negative(
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
     if negative_prompt is not None:
         call["negative_prompt"] = negative_prompt
+    put_on(pipe, methods, {"negative_prompt": "", **call}, "leave it out: true CFG is what avoids the caption")
     cache = CaptionCache(output / "captions", model=model)
     for number, text in enumerate(prompt):
-        records = diffusion_negative_prompting(pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call)
-        for record in records:
-            record.save(output, number)
+        with in_flags(methods):
+            records = diffusion_negative_prompting(
+                pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call
+            )
+        final = call | {"negative_prompt": [record.negative_prompt for record in records]}
+        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, methods).plain(pipe)
+        for k, record in enumerate(records):
+            record.save(output, number, also={"run": run, "number": k, "machine": machine()})
             console.print(
                 f"{text!r}, seed {record.seed}: the negative image shows {record.caption!r}", soft_wrap=True, highlight=False
             )

@@ -53,11 +53,12 @@ class DiffusionNegative:
         """Where :meth:`save` writes: the negative image first, then the images."""
         return files(folder, number, self.prompt, self.seed, len(self.images))
 
-    def save(self, folder: Path, number: int = 0) -> list[Path]:
+    def save(self, folder: Path, number: int = 0, also: Mapping[str, Any] | None = None) -> list[Path]:
         """Write the negative image and the images as PNG files that carry all settings, and return where.
 
         Args:
             number: of the prompt, which begins the names of the files.
+            also: what the images' files carry besides, as JSON can hold it.
 
         Raises:
             FileExistsError: one of them is there already; nothing is overwritten.
@@ -65,7 +66,7 @@ class DiffusionNegative:
         paths = self.files(folder, number)
         png.write(self.negative_image, paths[0], {**self.told, "role": "negative image"})
         for index, (image, path) in enumerate(zip(self.images, paths[1:], strict=True)):
-            png.write(image, path, {**self.told, "role": "image", "index": index, "seed": self.seed + index})
+            png.write(image, path, {**self.told, "role": "image", "index": index, "seed": self.seed + index, **(also or {})})
         return paths
 
 

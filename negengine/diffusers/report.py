@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,12 @@ class Report:
         if self.steps and not self.active_steps:
             return "no step of the run lies in its window"
         return None
+
+    def of_image(self, number: int) -> dict[str, Any]:
+        """The numbers as JSON can hold them; of those that every image has, those of one image of the call."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["method"], fields["family"]
+        return {name: [row[number] for row in value] if isinstance(value, tuple) else value for name, value in fields.items()}
 
     def told(self) -> str:
         """What it did, as a clause."""

@@ -78,26 +78,45 @@ def test_demo_writes_picture_table_and_numbers(tmp_path):
     assert len(set(page.convert("L").tobytes())) > 20
 
 
+def told(file):
+    return json.loads(Image.open(file).text["negengine"])
+
+
+def method_of(run, name):
+    return next(settings for settings in run["methods"] if settings["method"] == name)
+
+
 @pytest.mark.parametrize("model", models.NAMES)
 def test_generate_writes_images_that_carry_their_settings(tmp_path, model):
-    result = generate(tmp_path, "--count", 2, "--seed", 7, "--threshold", -1, "--timesteps", 0, 1000, "--min-grid", 8, model=model)
+    flags = ("--threshold", -1, "--timesteps", 0, 1000, "--set", "negtome.min_grid=8")
+    result = generate(tmp_path, "--count", 2, "--seed", 7, *flags, model=model)
     assert result.exit_code == 0, result.output
     assert "merged 100.0% of the tokens" in result.output
     files = sorted((tmp_path / "out").iterdir())
     assert [f.name for f in files] == ["00-a-handwritten-3-seed7-00.png", "00-a-handwritten-3-seed7-01.png"]
-    told = json.loads(Image.open(files[1]).text["negengine"])
-    assert (told["prompt"], told["index"], told["seed"], told["model"]) == ("a handwritten 3", 1, 7, model)
-    assert told["negtome"]["threshold"] == -1
-    assert told["negtome"]["alpha"] == models.negtome_preset(model).alpha
-    assert None not in (told["negtome"][name] for name in ("alpha", "blocks", "min_grid"))
-    assert told["negtome"]["timesteps"] == [0, 1000]
-    assert told["call"]["num_inference_steps"] == 2
+    picture = told(files[1])
+    assert (picture["prompt"], picture["index"], picture["seed"]) == ("a handwritten 3", 1, 7)
+    run = picture["run"]
+    call = {**models.preset(model).call_kwargs(), "num_inference_steps": 2}
+    if "negative_prompt" in call:
+        call["negative_prompt"] = ""
+    assert run == {
+        "model": model, "prompt": ["a handwritten 3"], "count": 2, "seed": 7, "dtype": "float32", "device": "cpu",
+        "call": call, "methods": run["methods"],
+    }  # fmt: skip
+    settings = method_of(run, "negtome")
+    assert (settings["threshold"], settings["timesteps"], settings["min_grid"], settings["seed"]) == (-1, [0, 1000], 8, 7)
+    assert settings["alpha"] == models.negtome_preset(model).alpha
+    assert settings["blocks"] is not None
+    assert picture["reports"]["negtome"]["merged_tokens"] == picture["reports"]["negtome"]["eligible_tokens"] > 0
+    assert picture["versions"]["torch"] == torch.__version__
+    assert "threads" in picture["machine"]
 
 
 def test_the_same_command_gives_the_same_images_and_negtome_changes_all_but_the_first(tmp_path):
     where = []
     always = ("--reference", "first", "--threshold", -1, "--timesteps", 0, 1000)
-    for name, arguments in (("a", always), ("b", always), ("c", ("--no-negtome",))):
+    for name, arguments in (("a", always), ("b", always), ("c", ("--method", "none"))):
         call = ("--model", "mnist-flux", "--prompt", "3", "--count", 2, "--steps", 2, "--output", tmp_path / name)
         result = run("generate", *call, *arguments)
         assert result.exit_code == 0, result.output
@@ -112,8 +131,8 @@ def test_generate_merges_by_the_preset_of_an_embedded_model(tmp_path, model):
     result = generate(tmp_path, "--count", 2, model=model)
     assert result.exit_code == 0, result.output
     assert "it changed nothing" not in result.output
-    told = json.loads(Image.open(next((tmp_path / "out").iterdir())).text["negengine"])
-    assert told["negtome"]["reference"] == models.negtome_preset(model).reference
+    run = told(next((tmp_path / "out").iterdir()))["run"]
+    assert method_of(run, "negtome")["reference"] == models.negtome_preset(model).reference
 
 
 def test_generate_never_overwrites(tmp_path):
@@ -140,19 +159,23 @@ def test_a_reference_picture_with_its_mask(tmp_path, picture):
         (("--reference", "first", "--mask", "{}/mask.png"), "stands alone"),
         (("--reference", "{}/picture.png", "--mask", "{}/wrong.png"), "make them equal"),
         (("--reference", "{}/picture.png", "--mask", "{}/black.png"), "black everywhere"),
-        (("--reference", "{}/text.png"), "cannot be read as an image"),
-        (("--matching", "publish"), "matching must be one of"),
-        (("--matching", "release", "--reference", "others"), "one reference image only"),
+        (("--reference", "{}/text.png"), "cannot identify image file"),
+        (("--set", "negtome.matching=publish"), "negtome: matching must be one of"),
+        (("--set", "negtome.matching=release", "--reference", "others"), "one reference image only"),
         (("--dtype", "float8"), "--dtype must be one of"),
-        (("--group-size", "3"), "does not divide"),
+        (("--set", "negtome.group_size=3"), "does not divide"),
         (("--guidance", "2"), "--guidance does nothing; use --true-cfg"),
-        (("--backend", "cuda"), "unknown backend"),
-        (("--blocks", "up_blocks"), "no attention block"),
+        (("--set", "negtome.backend=cuda"), "unknown backend"),
+        (("--set", "negtome.blocks=up_blocks"), "no attention block"),
         (("--device", "nope"), "--device nope cannot be used"),
         (("--true-cfg", "nan"), "--true-cfg must be finite"),
         (("--negative-prompt", "4", "--true-cfg", "inf"), "--true-cfg must be finite"),
-        (("--no-noise",), "--no-noise is for reference pictures"),
-        (("--no-negtome", "--alpha", "2"), "--no-negtome leaves nothing to set"),
+        (("--method", "none", "--alpha", "2"), "--alpha sets NegToMe, which is not chosen; add --method negtome"),
+        (("--method", "interval", "--set", "interval.low=0", "--set", "interval.high=9"), "needs classifier-free guidance"),
+        (("--method", "dng", "--avoid", "4"), "give --set dng.surrogate=ancestral to"),
+        (("--method", "dng", "--avoid", "4"), "give --true-cfg 1 --set dng.cfg=3"),
+        (("--method", "nag", "--avoid", "4"), "NAG cannot act beside true CFG (scale 3)"),
+        (("--method", "sld"), "use --set sld.variant=dng; and SLD cannot act beside true CFG"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, arguments, message):

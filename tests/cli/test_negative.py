@@ -61,6 +61,9 @@ def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
         (("one", "--captioner", "person"), "the standard input is none; give another captioner"),
         (("one", "--captioner-prompt", "say"), "--captioner classifier takes none"),
         (("one", "--model", "no such model"), "--captioner classifier reads the digits of the embedded models"),
+        (("one", "--method", "dnp"), "`negengine negative` does that"),
+        (("one", "--set", "cads.tau1=0.5"), "cads is not chosen; add --method cads"),
+        (("one", "--model", "mnist-flux", "--method", "cads"), "leave it out: true CFG is what avoids the caption"),
         (("one", "--height", 64), "it reads digits of 32 x 32 pixels, and the picture has 32 x 64"),
     ],
 )
@@ -78,3 +81,29 @@ def test_a_picture_that_was_not_captioned_is_there_to_look_at(tmp_path):
     assert str(path) in result.output
     assert png.read(path)["prompt"] == "one"
     assert Image.open(path).size == (32, 64)
+
+
+@pytest.mark.parametrize("model", models.NAMES)
+def test_final_pictures_can_be_repeated_with_their_methods(tmp_path, model):
+    result = negative(tmp_path, "one", "two", "--count", 2, "--method", "negtome", model=model)
+    assert result.exit_code == 0, result.output
+    picture = tmp_path / "out" / "01-two-seed1-00.png"
+    told = png.read(picture)
+    assert told["run"]["call"]["negative_prompt"][1] == told["caption"]
+    assert told["run"]["methods"][0]["group_size"] == 2
+    plain = negative(tmp_path / "plain", "two", "--count", 2, "--method", "none", model=model)
+    assert plain.exit_code == 0, plain.output
+    without = Image.open(tmp_path / "plain" / "out" / "00-two-seed1-00.png").tobytes()
+    assert without != Image.open(picture).tobytes()
+    again = runner.invoke(app, ["generate", "--like", str(picture), "--output", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert "01-two-seed1-00.png has exactly the pixels of" in again.output
+    assert Image.open(tmp_path / "again" / "01-two-seed1-00.png").tobytes() == Image.open(picture).tobytes()
+
+
+def test_a_negative_image_is_not_repeated(tmp_path):
+    assert negative(tmp_path, "one").exit_code == 0
+    picture = tmp_path / "out" / "00-one-seed0-negative.png"
+    result = runner.invoke(app, ["generate", "--like", str(picture), "--output", str(tmp_path / "again")])
+    assert result.exit_code == 2
+    assert "is the negative image of 'one', which `negengine negative` draws" in result.output

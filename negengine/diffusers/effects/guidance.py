@@ -66,9 +66,10 @@ class BranchEffect(Effect[Settings]):
         self._device = call.device
 
     def second_prompts(self) -> None:
+        in_place = f", and {type(self.settings).__name__}(cfg=...) in its place" if hasattr(self.settings, "cfg") else ""
         raise ValueError(
             f"the pipeline's own true CFG calls the denoiser again for its negative prompt, but {self.settings.title} decides "
-            f"the prediction in one call; pass true_cfg_scale=1, and {type(self.settings).__name__}(cfg=...) in its place"
+            f"the prediction in one call; pass true_cfg_scale=1{in_place}"
         )
 
     def at(self, clock: Clock) -> bool:

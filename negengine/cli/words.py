@@ -1,0 +1,78 @@
+"""The engine's advice in the words of the command line: flags in place of Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from negengine.methods import Method
+
+FLAGS = {
+    "num_images_per_prompt": "--count",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "true_cfg_scale": "--true-cfg",
+}
+
+
+@contextmanager
+def in_flags(methods: Sequence[Method]) -> Iterator[None]:
+    """TypeError and ValueError that are raised inside become a ValueError that names flags."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(translated(str(error), methods)) from error
+
+
+def translated(text: str, methods: Sequence[Method]) -> str:
+    """``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, and ``guidance_scale`` ``--guidance``."""
+    text = re.sub(r"switch to one that has \([^)]*\), or set ", "give ", text)  # no flag chooses a scheduler
+    for settings in methods:
+        text = text.replace(f"{type(settings).__name__}(", f"{settings.title}(")
+        for field in dataclasses.fields(settings):
+            text = re.sub(rf"(?<![\w.(])(?:set )?{field.name}='([^']*)'", rf"--set {settings.name}.{field.name}=\1", text)
+            text = re.sub(rf"`{field.name}`", f"`--set {settings.name}.{field.name}=…`", text)
+    for name, flag in FLAGS.items():
+        text = re.sub(rf"\b{name}(=(?=\w))?", lambda found, flag=flag: f"{flag} " if found[1] else flag, text)  # type: ignore[misc]
+    return text
+
+
+def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str = "give --true-cfg 1") -> None:
+    """``apply`` for a call; raises one ValueError with all flags that are wanting.
+
+    Args:
+        instead: what to give where the call's true CFG is in a method's way.
+    """
+    from negengine import apply
+
+    faults = []
+    if methods:
+        try:
+            apply(pipe, *methods)
+        except (TypeError, ValueError) as error:
+            faults.append(translated(str(error), methods))
+    faults += _beside_true_cfg(pipe, methods, call, instead)
+    if faults:
+        raise ValueError("; and ".join(faults))
+
+
+def _beside_true_cfg(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str) -> list[str]:
+    """Why a method cannot act beside guidance in a second call of the denoiser, and what to give."""
+    from negengine.diffusers.effects import EFFECTS
+    from negengine.diffusers.families import find_denoiser
+
+    denoiser, family = find_denoiser(pipe)
+    scale = call.get("true_cfg_scale")
+    if family.conditioning.cfg != "calls" or call.get("negative_prompt") is None or not (scale and scale > 1):
+        return []
+    for settings in methods:
+        try:
+            EFFECTS[type(settings)](settings, family, denoiser).second_prompts()
+        except ValueError:
+            guided = [s.name for s in methods if hasattr(s, "cfg")] if "--true-cfg" in instead else []
+            ways = " ".join([instead, *(f"--set {name}.cfg={scale:g}" for name in guided)])
+            return [f"{settings.title} cannot act beside true CFG (scale {scale:g}), which calls the denoiser twice; {ways}"]
+    return []
