@@ -29,7 +29,7 @@ def cases(name: str) -> dict[str, tuple[tuple[Method, ...], dict[str, Any]]]:
     mnist-flux guides by calling its denoiser twice; where a method decides the prediction, it guides in one batch in its place.
     """
     flux = name == "mnist-flux"
-    own = {"cfg": models.preset(name).guidance} if flux else {}
+    own: dict[str, Any] = {"cfg": models.preset(name).guidance} if flux else {}
     one_call = {"true_cfg_scale": 1.0} if flux else {}
     dng = negengine.DynamicNegativeGuidance(prompt=AVOID, surrogate="ancestral", **own)
     found: dict[str, tuple[tuple[Method, ...], dict[str, Any]]] = {
@@ -75,7 +75,7 @@ def counted() -> Iterator[list[float]]:
 
 def measure_methods(name: str, device: str, rounds: int) -> list[dict[str, Any]]:
     """One row per method: seconds of a call, its overhead over the pipeline as it is, and milliseconds per step in our own code."""
-    about = {"pipeline": name, "images": PROMPTS * IMAGES, "steps": models.preset(name).steps}
+    about: dict[str, Any] = {"pipeline": name, "images": PROMPTS * IMAGES, "steps": models.preset(name).steps}
     prompts = list(models.PROMPTS[:PROMPTS])
     usual = models.preset(name).call_kwargs(PROMPTS)
 
