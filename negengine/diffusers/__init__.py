@@ -2,10 +2,11 @@
 
 from negengine.diffusers.apply import apply, remove, status
 from negengine.diffusers.families import Conditioning, Family, Latents, Site, Tokens, register_family
-from negengine.diffusers.report import NagReport, NegToMeReport, Report, Status
+from negengine.diffusers.report import DngReport, NagReport, NegToMeReport, Report, Status
 
 __all__ = [
     "Conditioning",
+    "DngReport",
     "Family",
     "Latents",
     "NagReport",

@@ -80,6 +80,11 @@ class Effect(Generic[Settings]):
     def check(cls, settings: Settings, family: Family, pipe: Any | None, scheduler: Any | None) -> None:
         """Raise ValueError for settings that cannot work on a pipeline, or on a bare denoiser (``pipe`` None)."""
 
+    @property
+    def joining(self) -> bool:
+        """Whether it may join rows; where no effect does, nothing is done to the denoiser's output."""
+        return overrides(self, "joins")
+
     def sites(self) -> Iterable[Site]:
         """Where it wants to hear: the denoiser's sites, or further places of :data:`Site.where` ``"arguments"``."""
         return ()

@@ -56,7 +56,7 @@ class Session:
         self.grids: dict[int, Grid] = {}
         self.places = places(self.effects)
         self.editors = [effect for effect in self.effects if overrides(effect, "inputs")]
-        joiners = [effect for effect in self.effects if overrides(effect, "joins")]
+        joiners = [effect for effect in self.effects if effect.joining]
         self.joiners = sorted(joiners, key=lambda effect: not effect.places_rows_first)
         self.owners = [effect for effect in self.effects if overrides(effect, "prediction")]
         # weak, so that the table of sessions keeps no model alive
@@ -167,6 +167,8 @@ class Session:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.active:
             return None
+        if isinstance(output, Tensor):
+            return self.leave(output)
         if isinstance(output, tuple):
             return (self.leave(output[0]), *output[1:])
         output.sample = self.leave(output.sample)

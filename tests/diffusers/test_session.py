@@ -253,6 +253,8 @@ def test_no_hook_on_a_block_for_a_method_that_works_on_predictions(family):
     assert {name for name in after if after[name] != before[name]} == {""}
     negengine.remove(pipe, DynamicNegativeGuidance)
     assert len(model._forward_hooks) == before[""][0]  # conditioning is edited on the way in
+    negengine.apply(pipe, NEGTOME)
+    assert len(model._forward_hooks) == before[""][0]  # without pictures, no row is joined
 
 
 class Waits(TorchDispatchMode):

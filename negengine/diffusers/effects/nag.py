@@ -70,6 +70,10 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         if missing:
             raise ValueError(f"the family {family.name} has no defaults for NAG; give {', '.join(missing)}")
 
+    @property
+    def joining(self) -> bool:
+        return self.joint
+
     def sites(self) -> Iterable[Site]:
         return self._sites
 

@@ -74,6 +74,10 @@ class NegToMeEffect(Effect[NegToMe]):
                 "with a constant alpha"
             )
 
+    @property
+    def joining(self) -> bool:
+        return self.pictures is not None
+
     def sites(self) -> Iterable[Site]:
         return self._sites
 
@@ -207,8 +211,9 @@ class NegToMeEffect(Effect[NegToMe]):
         grid = self.grids.get(x.shape[1])
         if settings.min_grid > 1 and (grid is None or min(grid) < settings.min_grid):  # type: ignore[operator]
             return
-        if rows.total > self.stop:
-            x = x[: self.stop]
+        stop = self.stop if self.pictures else rows.base
+        if rows.total > stop:
+            x = x[:stop]
         plan = self.plan(rows.base, x.device)
         mask = None
         if self.pictures:
