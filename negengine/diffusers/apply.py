@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from negengine.diffusers.report import Status
 from negengine.diffusers.session import Session
 from negengine.methods.base import Method
 
+logger = logging.getLogger("negengine")
 Target = TypeVar("Target")
 
 _sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
@@ -76,12 +78,15 @@ def remove(target: Target, *kinds: type[Method]) -> Target:
         if kind not in EFFECTS:
             raise TypeError(f"{kind!r} is no method; there are {_known()}")
     denoiser, family = find_denoiser(target)
-    effects = _effects_of(target, denoiser) if kinds else {}
-    kept = {kind: effect for kind, effect in effects.items() if kind not in kinds}
-    if kept and len(kept) == len(effects):
+    session = _sessions.get(denoiser)
+    if not kinds or session is None:
+        _renew(target, denoiser, family, {}, None)
         return target
-    bare = isinstance(target, nn.Module) and denoiser in _sessions
-    _renew(target, denoiser, family, kept, _sessions[denoiser].clock.scheduler if bare else None)
+    kept = {type(effect.settings): effect for effect in session.effects if type(effect.settings) not in kinds}
+    if len(kept) < len(session.effects):
+        pipe = session.pipe()
+        scheduler = session.clock.scheduler if pipe is None else None
+        _renew(denoiser if pipe is None else pipe, denoiser, family, kept, scheduler)
     return target
 
 
@@ -89,11 +94,17 @@ def status(target: Any) -> Status:
     """What the methods did in the last run of ``target``: ``print`` it, or ask ``status(pipe)[negengine.NegToMe]``.
 
     Raises:
-        ValueError: nothing is applied to ``target``.
+        ValueError: nothing is applied to ``target``, or to another pipeline that shares its denoiser.
     """
     denoiser, _ = find_denoiser(target)
     if denoiser not in _sessions:
         raise ValueError("no method is applied; call negengine.apply first")
+    pipe = _sessions[denoiser].pipe()
+    if not isinstance(target, nn.Module) and pipe is not None and pipe is not target:
+        raise ValueError(
+            f"no method is applied: what there was has been taken off when the {type(pipe).__name__} that shares this denoiser "
+            "got methods of its own; call negengine.apply again"
+        )
     return _sessions[denoiser].status()
 
 
@@ -116,6 +127,13 @@ def applied_to(target: Any, kind: type[Method]) -> Effect[Any] | None:
 def _renew(target: Any, denoiser: nn.Module, family: Family, effects: dict[type[Method], Effect[Any]], scheduler: Any) -> None:
     """Put a session of ``effects`` in the place of what there is."""
     before = _sessions.pop(denoiser, None)
+    other = None if before is None or isinstance(target, nn.Module) else before.pipe()
+    if effects and other is not None and other is not target:
+        logger.warning(
+            "methods act on one pipeline of those that share a denoiser: they are taken off the %s and put on the %s",
+            type(other).__name__,
+            type(target).__name__,
+        )
     for session in (before, _driven.pop(target, None)):  # the latter: its denoiser was replaced
         if session is not None:
             session.detach()
@@ -153,6 +171,11 @@ def _known() -> str:
 
 
 def _check_target(target: Any, family: Family) -> None:
+    if any(kind.__name__ == "ModularPipeline" for kind in type(target).__mro__):
+        raise TypeError(
+            f"{type(target).__name__} is a modular pipeline: negengine.diffusers.guiders.with_negative_guidance puts DNG and "
+            "negative prompting on it (docs/guiders.md); the other methods act on classic pipelines"
+        )
     for kind in type(target).__mro__:
         if kind.__name__ in family.unsupported:
             raise TypeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +135,3 @@ class _Probe:
         for name in ("_step_index", "_begin_index"):
             if hasattr(self.scheduler, name):
                 setattr(self.scheduler, name, None)
-
-
-Levels = Callable[[int], Level]

@@ -113,6 +113,9 @@ class Effect(Generic[Settings]):
         """The next call is at ``clock.position``: prepare for it, and say whether it is to be changed."""
         return False
 
+    def refresh(self) -> None:
+        """The denoiser is about to be called: callbacks at the end of the last step may have changed the pipeline's guidance."""
+
     def stepped(self, step: Step, clock: Clock) -> None:
         """The scheduler has made a step; ``clock`` still stands at it."""
 

@@ -29,11 +29,14 @@ class MethodListener:
         if owner is None or call is None:
             return
         call.listener = None
-        if vars(owner).get(self.name) is call:
-            if call.overrode_instance:
-                setattr(owner, self.name, call.original)
-            else:
-                delattr(owner, self.name)
+        if vars(owner).get(self.name) is not call:
+            return
+        while isinstance(call.original, _Call) and call.original.listener is None:
+            call = call.original  # buried when it was removed
+        if call.overrode_instance:
+            setattr(owner, self.name, call.original)
+        else:
+            delattr(owner, self.name)
 
 
 class _Call:

@@ -32,6 +32,8 @@ def encoder(
             return family.conditioning.prompts(pipe.encode_prompt(**{**arguments, **changed, **given}))
 
     def encode(prompt: Prompt) -> dict[str, Tensor]:
+        if not isinstance(prompt, Embeddings) and not _has_text_encoder(pipe):
+            raise ValueError("this pipeline has no text encoder to encode a prompt with; give negengine.Embeddings(prompt, pooled)")
         if isinstance(prompt, Embeddings):
             inputs = ask(**_given(prompt, arguments, embeds))
         else:
@@ -41,6 +43,8 @@ def encoder(
             inputs = ask(prompt=texts)
         inputs = {name: a_row_per_image(name, value, images) for name, value in inputs.items()}
         text = inputs["encoder_hidden_states"]
+        if text.shape[-1] != embeds.shape[-1]:
+            raise ValueError(f"the embeddings to avoid have {text.shape[-1]} channels, those of this call {embeds.shape[-1]}")
         if text.shape[1] < length:
             empty = ask(prompt=[""] * prompts)["encoder_hidden_states"]
             filling = torch.cat([text, *[empty] * -(-(length - text.shape[1]) // empty.shape[1])], 1)
@@ -53,6 +57,11 @@ def encoder(
         return inputs
 
     return encode
+
+
+def _has_text_encoder(pipe: Any) -> bool:
+    names = [name for name in getattr(pipe, "components", {}) if name.startswith("text_encoder")]
+    return not names or any(getattr(pipe, name, None) is not None for name in names)
 
 
 def _given(prompt: Embeddings, arguments: Mapping[str, Any], embeds: Tensor) -> dict[str, Tensor]:

@@ -18,16 +18,20 @@ class Report:
         method: its name.
         family: model family.
         steps, active_steps: denoising steps, and those in which it was active.
+        nothing: why its settings change nothing; None if they do.
     """
 
     method: str
     family: str
     steps: int
     active_steps: int
+    nothing: str | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def idle_reason(self) -> str | None:
         """Why the last run changed nothing; None if it changed something or there was none."""
+        if self.steps and self.nothing is not None:
+            return self.nothing
         if self.steps and not self.active_steps:
             return "no step of the run lies in its window"
         return None
@@ -76,6 +80,8 @@ class NegToMeReport(Report):
 
     @property
     def idle_reason(self) -> str | None:
+        if self.steps and self.nothing is not None:
+            return self.nothing
         if not self.steps or self.merged_tokens:
             return None
         if not self.active_steps:
@@ -157,6 +163,18 @@ class NagReport(Report):
 
     def told(self) -> str:
         return f"guided {self.blocks} blocks in {self.active_steps} of {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class IntervalReport(Report):
+    """Of the guidance interval; ``active_steps`` are those that it leaves without guidance."""
+
+    @property
+    def idle_reason(self) -> str | None:
+        return "every step lies in the interval; narrow it" if self.steps and not self.active_steps else None
+
+    def told(self) -> str:
+        return f"guided {self.steps - self.active_steps} of {self.steps} steps"
 
 
 class Status:

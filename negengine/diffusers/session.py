@@ -68,7 +68,8 @@ class Session:
         self._scheduler_listeners: list[MethodListener] = []
         self._pipe_listeners: list[MethodListener] = []
         self._prompts = 0  # lists of prompts that the running call has encoded
-        self._encoding = True  # what is encoded now belongs to a call; a user may encode prompts between calls
+        # whether what is encoded now belongs to a call: a user may encode prompts between calls
+        self._encoding = not hasattr(pipe, "check_inputs")
         self._silent = False
         self._attach(denoiser)
         self._follow(scheduler if pipe is None else pipe.scheduler)
@@ -84,6 +85,7 @@ class Session:
                     ("check_inputs", self._heard_check_inputs),
                     ("encode_prompt", self._heard_encode_prompt),
                     ("prepare_latents", self._heard_prepare_latents),
+                    ("progress_bar", self._heard_progress_bar),
                     ("maybe_free_model_hooks", self._heard_end),
                 )
                 if hasattr(pipe, name)
@@ -265,6 +267,9 @@ class Session:
         position = self.clock.locate(arguments.get("timestep"))
         if position is not None and position != self.clock.position:
             self._move_to(position)
+        for effect in self.effects:
+            if effect.active:
+                effect.refresh()
 
     def _heard_step(self, arguments: Mapping[str, Any], result: Any) -> None:
         position = self.clock.locate(arguments.get("timestep"))
@@ -305,10 +310,12 @@ class Session:
         call = Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, inputs, encode)
         self.clock.rewind()
         self.open, self.active = True, False
+        self._encoding = not hasattr(pipe, "check_inputs")  # until nothing has failed
         for effect in self.effects:
             effect.active = False
             effect.prove([embeds.device], embeds.dtype, denoiser)
             effect.begin(call)
+        self._encoding = True
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:
@@ -329,7 +336,21 @@ class Session:
             effect.latents_prepared(pipe, size, latents.device, latents.dtype)
         self._decide()
 
+    def _heard_progress_bar(self, arguments: Mapping[str, Any], result: Any) -> None:
+        """The loop runs within this bar, which is closed also when the loop fails."""
+        if self.open and hasattr(result, "close"):
+            listener = MethodListener(result, "close", lambda arguments, closed: self._loop_ended(listener))
+
+    def _loop_ended(self, listener: MethodListener) -> None:
+        listener.remove()
+        self._end()
+
     def _heard_end(self, arguments: Mapping[str, Any], result: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self.open:
+            return
         self.active = self.open = False
         for effect in self.effects:
             effect.active = False

@@ -63,8 +63,13 @@ class ConditioningEffect(Effect[Settings]):
     def stepped(self, step: Step, clock: Clock) -> None:
         self.active_steps += self.active
 
+    def finish(self) -> None:
+        self.random = {}
+
     def report(self, clock: Clock) -> Report:
-        return Report(self.settings.title, self.family.name, clock.steps, self.active_steps)
+        zero = [name for name in ("share", "strength") if getattr(self.settings, name, 1) == 0]
+        nothing = f"`{zero[0]}` is 0" if zero else None
+        return Report(self.settings.title, self.family.name, clock.steps, self.active_steps, nothing=nothing)
 
     def inputs(self, inputs: dict[str, Any], rows: Rows) -> dict[str, Any]:
         for name in self.shapes:

@@ -73,6 +73,10 @@ class BranchEffect(Effect[Settings]):
         )
 
     def at(self, clock: Clock) -> bool:
+        self.refresh()
+        return True
+
+    def refresh(self) -> None:
         """Callbacks may change the pipeline's guidance scale in mid-run."""
         pipe = self.pipe()
         self.rescale = float(getattr(pipe, "guidance_rescale", 0.0) or 0.0)
@@ -80,13 +84,16 @@ class BranchEffect(Effect[Settings]):
         if scale != self._scale:
             self._scale = scale
             self.guidance = torch.tensor([scale], dtype=torch.float64).to(self._device)
-        return True
 
     def stepped(self, step: Step, clock: Clock) -> None:
         self.active_steps += self.active
 
+    def finish(self) -> None:
+        self._own, self._owners = {}, None
+
     def report(self, clock: Clock) -> Report:
-        return Report(self.settings.title, self.family.name, clock.steps, self.active_steps)
+        nothing = "`scale` is 0" if self.settings.scale == 0 else None  # type: ignore[attr-defined]
+        return Report(self.settings.title, self.family.name, clock.steps, self.active_steps, nothing=nothing)
 
     # --- in the forward ------------------------------------------------------------------------------------------
 
@@ -107,11 +114,14 @@ class BranchEffect(Effect[Settings]):
             unconditional = base[:n]
         if unconditional is None:
             return Branches(conditional, negative)
+        guide_negative = getattr(self.settings, "negative", "raw") == "cfg"
         if self.rescale:
             assert self.guidance is not None
             guided = unconditional + self.guidance.to(base.dtype) * (conditional - unconditional)
+            if guide_negative:
+                negative = unconditional + self.guidance.to(base.dtype) * (negative - unconditional)
             return Branches(_rescaled(guided, conditional, self.rescale), negative)
-        return Branches(conditional, negative, unconditional, self.guidance, getattr(self.settings, "negative", "raw") == "cfg")
+        return Branches(conditional, negative, unconditional, self.guidance, guide_negative)
 
 
 def _rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from negengine.diffusers.clock import Clock
 from negengine.diffusers.effect import Call, Effect, Step
 from negengine.diffusers.families import Family
-from negengine.diffusers.report import Report
+from negengine.diffusers.report import IntervalReport
 from negengine.methods import GuidanceInterval
 
 
@@ -41,8 +41,8 @@ class IntervalEffect(Effect[GuidanceInterval]):
     def stepped(self, step: Step, clock: Clock) -> None:
         self.unguided_steps += self.active
 
-    def report(self, clock: Clock) -> Report:
-        return Report(self.settings.title, self.family.name, clock.steps, self.unguided_steps)
+    def report(self, clock: Clock) -> IntervalReport:
+        return IntervalReport(self.settings.title, self.family.name, clock.steps, self.unguided_steps)
 
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:
         conditional = base[-self.images :]

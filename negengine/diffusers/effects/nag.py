@@ -103,6 +103,9 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
     def stepped(self, step: Step, clock: Clock) -> None:
         self.active_steps += self.active
 
+    def finish(self) -> None:
+        self._text = torch.empty(0)
+
     def report(self, clock: Clock) -> NagReport:
         return NagReport(
             method=self.settings.title,

@@ -163,6 +163,7 @@ class NegToMeEffect(Effect[NegToMe]):
             merged_tokens=merged,
             group_size=self.group_size,
             kernels="; ".join(map(str, self.kernels)) or None,
+            nothing="`alpha` is 0" if self.settings.alpha == 0 else None,
         )
 
     # --- in the forward ------------------------------------------------------------------------------------------

@@ -43,23 +43,28 @@ class Posterior:
     Attributes:
         strength: float64 ``[images]``, ``scale * p / (1 - p)``.
         history: p before the first step and after each.
-        clamped, unusable: updates that left the bounds, and that were not a number.
+        clamped, unusable: updates (and priors) that left the bounds, and that were not a number.
     """
 
     def __init__(self, settings: DynamicNegativeGuidance, images: int, device: torch.device) -> None:
         self.settings, self._device = settings, device
         prior = min(max(settings.prior, settings.p_min), settings.p_max)
         self._log_p = torch.full((images,), math.log(prior), dtype=torch.float64).to(device)
-        self.clamped = self.unusable = torch.zeros((), dtype=torch.int64).to(device)
-        self.history = [self._log_p.exp()]
+        self.unusable = torch.zeros((), dtype=torch.int64).to(device)
+        self.clamped = self.unusable + images * (prior != settings.prior)
+        self.history = [self._p]
         self._transitions: dict[int, Transition] = {}
         self._means = torch.zeros(0)
         self._clip: float | None = None
         self._begun: tuple[int, Tensor, Branches] | None = None
         self._strengthen()
 
+    @property
+    def _p(self) -> Tensor:
+        return self._log_p.exp().clamp(self.settings.p_min, self.settings.p_max)  # the logarithm rounds
+
     def _strengthen(self) -> None:
-        p = self._log_p.exp()
+        p = self._p
         self.strength = self.settings.scale * p / (1 - p)
 
     def schedule(self, clock: Clock) -> None:
@@ -103,7 +108,7 @@ class Posterior:
             self.unusable = self.unusable + (~usable).sum()
             self.clamped = self.clamped + (kept != self._log_p).sum()
             self._strengthen()
-        self.history.append(self._log_p.exp())
+        self.history.append(self._p)
 
     def told(self) -> dict[str, Any]:
         """What a report says of it; waits for the device."""

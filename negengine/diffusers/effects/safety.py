@@ -11,6 +11,7 @@ from negengine.diffusers.clock import Clock
 from negengine.diffusers.effect import Call, Step
 from negengine.diffusers.effects.guidance import BranchEffect
 from negengine.diffusers.families import Family
+from negengine.diffusers.report import Report
 from negengine.methods import SafeLatentDiffusion
 from negengine.ops.safety import sld
 
@@ -51,8 +52,24 @@ class SafetyEffect(BranchEffect[SafeLatentDiffusion]):
         super().stepped(step, clock)
         self.momentum, self.taken = self.following, self.taken + 1
 
+    def finish(self) -> None:
+        super().finish()
+        self.momentum = self.following = None
+
+    def report(self, clock: Clock) -> Report:
+        settings, nothing = self.settings, None
+        if settings.scale == 0 or settings.outer == 0:
+            nothing = "`scale` or `outer` is 0"
+        elif clock.steps <= settings.warmup:
+            nothing = f"the run ended within its warm-up of {settings.warmup} steps; lower `warmup`"
+        active = max(self.active_steps - settings.warmup, 0)
+        return Report(settings.title, self.family.name, clock.steps, active, nothing=nothing)
+
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:
         settings = self.settings
+        if settings.variant == "paper" and len(base) == self.images:
+            self.following = self.momentum
+            return base  # a callback has switched guidance off
         branches = self.branches(base, own)
         conditional, negative, unconditional = branches.conditional, branches.negative, branches.unconditional
         guidance = 1.0 if self.guidance is None else self.guidance.to(torch.promote_types(base.dtype, torch.float32))

@@ -12,13 +12,14 @@ Euler's ancestral sampler.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from negengine.diffusers.clock import Level
 
-EXACT = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+EXACT = ("DDPMScheduler", "DDPMParallelScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 # the next sample is drawn anew around the predicted image, however far that lies from the present one
 REDRAWN = ("LCMScheduler", "TCDScheduler")
 ADVICE = (
@@ -51,7 +52,11 @@ def check_scheduler(scheduler: Any, surrogate: str | None, variance: str) -> str
     """
     prediction_type(scheduler)
     names = {kind.__name__ for kind in type(scheduler).__mro__}
-    name, config = type(scheduler).__name__, scheduler.config
+    name, config = type(scheduler).__name__, own_config(scheduler)
+    if hasattr(scheduler, "precondition_outputs"):
+        raise ValueError(f"{name} conditions the denoiser's output in a way of its own (EDM), which DNG does not know; {ADVICE}")
+    if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
+        raise ValueError(f"{name} does not tell its noise levels (it has no add_noise); {ADVICE}")
     if config.get("thresholding"):
         raise ValueError(f"{name} clips by dynamic thresholding, which DNG cannot follow; set thresholding=False in its config")
     if config.get("variance_type") in ("learned", "learned_range"):
@@ -60,12 +65,20 @@ def check_scheduler(scheduler: Any, surrogate: str | None, variance: str) -> str
         raise ValueError(f"{name} draws each sample anew around the predicted image, so that no step tells anything; {ADVICE}")
     if surrogate is None and not (names & set(EXACT) or _is_first_order_sde(config)):
         raise ValueError(f"{name} has no transition density; {ADVICE}")
+    if names & {"PNDMScheduler"} and not config.get("skip_prk_steps"):
+        raise ValueError(f"{name} calls the denoiser several times per step; set skip_prk_steps=True in its config")
     if config.get("variance_type") in ("fixed_large", "fixed_large_log") and variance != "release":
         return (
-            f"{name} adds more noise (variance_type={config.variance_type!r}) than the density that DNG divides by; "
+            f"{name} adds more noise (variance_type={config['variance_type']!r}) than the density that DNG divides by; "
             "set variance_type='fixed_small', or variance='release' to do as the published code does"
         )
     return None
+
+
+def own_config(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler was made with and reads: ``from_config`` carries the keys of other schedulers along."""
+    names = inspect.signature(type(scheduler).__init__).parameters
+    return {name: value for name, value in scheduler.config.items() if name in names}
 
 
 def _is_first_order_sde(config: Any) -> bool:
@@ -74,12 +87,13 @@ def _is_first_order_sde(config: Any) -> bool:
 
 def clip_range(scheduler: Any) -> float | None:
     """How far the scheduler's step lets the predicted image reach; None if it does not clip."""
-    return float(scheduler.config.get("clip_sample_range", 1.0)) if scheduler.config.get("clip_sample") else None
+    config = own_config(scheduler)
+    return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
 
 
 def prediction_type(scheduler: Any) -> str:
     """``"epsilon"``, ``"v_prediction"``, ``"sample"`` or ``"flow"``."""
-    config = scheduler.config
+    config = own_config(scheduler)
     if "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction":
         return "flow"
     kind = config.get("prediction_type", "epsilon")
