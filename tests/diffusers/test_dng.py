@@ -513,7 +513,7 @@ def test_as_many_prompts_as_the_call_has(family):
 
 
 def test_keys_of_other_schedulers_are_not_taken_for_its_own():
-    """`from_config` carries them along: a deterministic sampler stays one, and a step that does not clip is not judged as if it did."""
+    """`from_config` carries them along: a deterministic sampler stays one, and a step that does not clip is judged as such."""
     pipe = sd()
     sde = diffusers.DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++", solver_order=1)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(sde.config)

@@ -386,7 +386,7 @@ def test_modular_pipelines_are_refused():
 
     pipe = StableDiffusionXLAutoBlocks().init_pipeline()
     pipe.update_components(unet=BUILDERS["sdxl"]().unet)
-    with pytest.raises(TypeError, match="is a modular pipeline: .*with_negative_guidance"):
+    with pytest.raises(TypeError, match=r"is a modular pipeline: .*with_negative_guidance"):
         negengine.apply(pipe, NEGTOME)
 
 
