@@ -298,8 +298,9 @@ class Session:
             )
         self._prompts += 1
         if self._prompts > 1 and hasattr(pipe, "check_inputs"):
-            for effect in self.effects:
-                effect.second_prompts()
+            with self._closing_on_failure():
+                for effect in self.effects:
+                    effect.second_prompts()
             return
         self._reattach(denoiser)
         self._follow(pipe.scheduler)
@@ -310,12 +311,23 @@ class Session:
         call = Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, inputs, encode)
         self.clock.rewind()
         self.open, self.active = True, False
-        self._encoding = not hasattr(pipe, "check_inputs")  # until nothing has failed
-        for effect in self.effects:
-            effect.active = False
-            effect.prove([embeds.device], embeds.dtype, denoiser)
-            effect.begin(call)
-        self._encoding = True
+        with self._closing_on_failure():
+            for effect in self.effects:
+                effect.active = False
+                effect.prove([embeds.device], embeds.dtype, denoiser)
+                effect.begin(call)
+
+    @contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        """A call that is refused is over: what is encoded next is not its."""
+        try:
+            yield
+        except BaseException:
+            self.active = self.open = False
+            self._encoding = not hasattr(self.pipe(), "check_inputs")
+            for effect in self.effects:
+                effect.finish()
+            raise
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:
