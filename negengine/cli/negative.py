@@ -11,7 +11,7 @@ from rich.console import Console
 
 from negengine.cli.choice import METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
 from negengine.cli.errors import one_line_errors
-from negengine.cli.loading import check_device, check_dtype, load, preset
+from negengine.cli.loading import SCHEDULER_HELP, check_device, check_dtype, load, preset
 from negengine.cli.runs import Run
 from negengine.cli.words import in_flags, put_on
 from negengine.environment import machine
@@ -33,6 +33,7 @@ def negative(
     ),
     count: Annotated[int, typer.Option(min=1, help="Seeds per prompt: each has a negative image and a caption of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The first seed.")] = 0,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help=SCHEDULER_HELP)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of each run; as the model has it if not given.")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Scale of both runs, above 1: guidance_scale, or true_cfg_scale on FLUX.")
@@ -64,7 +65,7 @@ def negative(
     methods = choose(model, seed, method or ["none"], set_ or [], group_size=count)
     settings = DiffusionNegativePrompt(captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance)
     console = Console()
-    pipe = load(model, dtype, device)
+    pipe = load(model, dtype, device, scheduler)
     conditioning = find_denoiser(pipe)[1].conditioning
     given = {"num_inference_steps": steps, "height": height, "width": width, conditioning.scale: guidance}
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
@@ -78,7 +79,7 @@ def negative(
                 pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call
             )
         final = call | {"negative_prompt": [record.negative_prompt for record in records]}
-        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, methods).plain(pipe)
+        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, methods, scheduler).plain(pipe)
         for k, record in enumerate(records):
             record.save(output, number, also={"run": run, "number": k, "machine": machine()})
             console.print(

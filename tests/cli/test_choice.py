@@ -12,7 +12,7 @@ from negengine import models
 from negengine.cli import app
 from negengine.cli.choice import APPLIED, AVOIDED, choose, negtome_flags
 from negengine.cli.methods import ABOUT
-from negengine.cli.words import translated
+from negengine.cli.words import ANCESTRAL, translated
 from negengine.methods import KINDS, DynamicNegativeGuidance, GuidanceInterval, NegToMe
 from negengine.methods.plain import as_plain
 
@@ -127,8 +127,9 @@ def test_flags_of_negtome(tmp_path):
 def test_advice_names_flags():
     dng = DynamicNegativeGuidance(prompt="a")
     text = "switch to one that has (A, B), or set surrogate='ancestral'; `scale` is 0; raise guidance_scale, true_cfg_scale=1"
-    flags = "give --set dng.surrogate=ancestral; `--set dng.scale=…` is 0; raise --guidance, --true-cfg 1"
-    assert translated(text, [dng]) == flags
+    rest = "--set dng.surrogate=ancestral; `--set dng.scale=…` is 0; raise --guidance, --true-cfg 1"
+    assert translated(text, [dng]) == f"give {rest}"
+    assert translated(text, [dng], [ANCESTRAL]) == f"give --scheduler {ANCESTRAL}, or {rest}"
 
 
 def test_the_table_has_every_method():
