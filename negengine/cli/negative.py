@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from negengine.cli.choice import METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
+from negengine.cli.choice import AVOID_HELP, METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import SCHEDULER_HELP, check_device, check_dtype, load, preset
 from negengine.cli.runs import Run
@@ -46,6 +46,7 @@ def negative(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     method: Annotated[list[str] | None, typer.Option(help=METHODS_OF_THE_FINAL_RUN)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
+    avoid: Annotated[str | None, typer.Option(help=AVOID_HELP)] = None,
 ) -> None:
     """Draw what a prompt is least like, caption it, and draw the prompt with that caption as negative prompt (DNP)."""
     from negengine.captioners import CaptionCache
@@ -62,7 +63,7 @@ def negative(
     taken = [f for p, text in enumerate(prompt) for s in seeds for f in files(output, p, text, s) if f.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
-    methods = choose(model, seed, method or ["none"], set_ or [], group_size=count)
+    methods = choose(model, seed, method or ["none"], set_ or [], avoid=avoid, group_size=count)
     settings = DiffusionNegativePrompt(captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance)
     console = Console()
     pipe = load(model, dtype, device, scheduler)
