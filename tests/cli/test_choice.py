@@ -138,3 +138,15 @@ def test_the_table_has_every_method():
     assert result.exit_code == 0
     assert all(f"│ {name} " in result.output for name in KINDS)
     assert "paper, release, feast" in result.output
+
+
+def test_a_narrow_terminal_cuts_no_name():
+    output = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "80"}).output
+    assert "…" not in output
+    assert max(map(len, output.splitlines())) <= 80
+    assert all(f"│ {name} " in output for name in KINDS)
+    cells = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
+    presets = {name for line in cells if len(line) == 6 for name in re.findall(r"\w+", line[3])}
+    assert presets >= {preset for name, kind in KINDS.items() if name != "dnp" for preset in kind.presets}
+    words = {word for line in cells if len(line) == 6 for word in line[4].split()}
+    assert words >= {word for _, needs in ABOUT.values() for word in needs.split()}
