@@ -62,7 +62,10 @@ def _scheduler(name: str, own: Any) -> Any:
 
 def fitting(scheduler: Any) -> list[str]:
     """Classes that diffusers calls exchangeable with a pipeline's sampler, its own among them."""
-    return [type(scheduler).__name__, *(kind.__name__ for kind in getattr(scheduler, "compatibles", ()) if kind is not type(scheduler))]
+    return [
+        type(scheduler).__name__,
+        *(kind.__name__ for kind in getattr(scheduler, "compatibles", ()) if kind is not type(scheduler)),
+    ]
 
 
 def _flows(scheduler: Any) -> bool:

@@ -48,9 +48,15 @@ def test_values_are_json_or_text():
     sets = ["dng.scale=3", "dng.prompt=3", 'dng.cfg_prompt=["a", "b=c"]', "dng.surrogate=ancestral", "dng.cfg=null"]
     dng = chosen("dng", sets=sets)["dng"]
     assert (dng.scale, dng.prompt, dng.cfg_prompt, dng.surrogate, dng.cfg) == (3.0, "3", ("a", "b=c"), "ancestral", None)
-    assert chosen("interval", sets=["interval.low=0", "interval.high=Infinity"])["interval"] == GuidanceInterval(
-        low=0, high=math.inf
-    )
+
+
+@pytest.mark.parametrize("text", ["inf", "Infinity", "null"])
+def test_an_endless_interval_can_be_typed_and_is_strict_json(text):
+    endless = chosen("interval", sets=["interval.low=0", f"interval.high={text}"])["interval"]
+    assert endless == GuidanceInterval(low=0, high=math.inf)
+    plain = json.loads(json.dumps(as_plain(endless), allow_nan=False))
+    assert plain == {"method": "interval", "low": 0.0, "high": None}
+    assert chosen(filed=[plain])["interval"] == endless
 
 
 def test_flags_come_before_named_presets_before_the_file_before_the_model():
@@ -89,6 +95,7 @@ def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
         (["cads:a"], {}, "cads has none"),
         (["cads:"], {}, "no preset ''"),
         (["dng"], {}, "dng needs prompt: give --avoid TEXT"),
+        (["interval"], {"sets": ["interval.low=inf", "interval.high=inf"]}, "interval: low must be a number, got 'inf'"),
         (["interval"], {}, "give --set interval.low=… --set interval.high=…"),
         (["cads"], {"sets": ["dng.scale=3"]}, "dng is not chosen; add --method dng"),
         (["cads"], {"sets": ["dgn.scale=3"]}, "no method 'dgn'; there are"),
