@@ -40,6 +40,10 @@ def test_version():
     assert run("--version").output.strip() == f"negengine {negengine.__version__}"
 
 
+def test_help_names_what_the_papers_do():
+    assert all(f"({name})" in run("--help").output for name in ("NegToMe", "DNG", "DNP"))
+
+
 def test_doctor_tests_every_backend():
     result = run("doctor")
     assert result.exit_code == 0
