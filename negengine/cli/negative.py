@@ -96,7 +96,13 @@ def _captioner(name: str, prompt: str | None, model: str, device: str) -> Any:
     if name in ("person", "classifier") and prompt is not None:
         raise ValueError(f"--captioner-prompt is for captioning models; --captioner {name} takes none")
     if name == "person":
-        return Person()
+        try:
+            return Person()
+        except RuntimeError as error:
+            raise ValueError(
+                "--captioner person asks at a terminal, and the standard input is none; give --captioner classifier "
+                "(for the embedded models), or the hub id or folder of an image-to-text model"
+            ) from error
     if name == "classifier":
         if model not in models.NAMES:
             raise ValueError(f"--captioner classifier reads the digits of the embedded models ({', '.join(models.NAMES)})")
