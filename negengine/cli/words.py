@@ -37,6 +37,7 @@ def translated(text: str, methods: Sequence[Method], samplers: Sequence[str] = (
     """
     way = f"--scheduler {ANCESTRAL}, or " if ANCESTRAL in samplers else ""
     text = re.sub(r"switch to one that has \([^)]*\), or set ", f"give {way}", text)
+    text = text.replace("use variant='dng'", "give --method sld:dng")  # the variant alone would keep the numbers of the paper's
     for settings in methods:
         text = text.replace(f"{type(settings).__name__}(", f"{settings.title}(")
         for field in dataclasses.fields(settings):

@@ -13,7 +13,7 @@ from negengine.cli import app
 from negengine.cli.choice import APPLIED, AVOIDED, choose, negtome_flags
 from negengine.cli.methods import ABOUT
 from negengine.cli.words import ANCESTRAL, translated
-from negengine.methods import KINDS, DynamicNegativeGuidance, GuidanceInterval, NegToMe
+from negengine.methods import KINDS, DynamicNegativeGuidance, GuidanceInterval, NegToMe, SafeLatentDiffusion
 from negengine.methods.plain import as_plain
 
 
@@ -137,6 +137,12 @@ def test_advice_names_flags():
     rest = "--set dng.surrogate=ancestral; `--set dng.scale=…` is 0; raise --guidance, --true-cfg 1"
     assert translated(text, [dng]) == f"give {rest}"
     assert translated(text, [dng], [ANCESTRAL]) == f"give --scheduler {ANCESTRAL}, or {rest}"
+
+
+def test_the_other_variant_of_sld_is_advised_with_its_numbers():
+    found = translated("raise guidance_scale, or use variant='dng'", [SafeLatentDiffusion()])
+    assert found == "raise --guidance, or give --method sld:dng"
+    assert chosen("sld:dng")["sld"].scale == 100
 
 
 def test_the_table_has_every_method():

@@ -181,7 +181,7 @@ def test_a_reference_picture_with_its_mask(tmp_path, picture):
         (("--method", "nag", "--avoid", "4"), "NAG cannot act beside true CFG (scale 3)"),
         (("--scheduler", "Euler"), "--scheduler Euler is no sampler of diffusers; there are FlowMatchEulerDiscreteScheduler"),
         (("--scheduler", "DDPMScheduler"), "--scheduler DDPMScheduler does not take the predictions of this model; there are Flow"),
-        (("--method", "sld"), "use --set sld.variant=dng; and SLD cannot act beside true CFG"),
+        (("--method", "sld"), "give --method sld:dng; and SLD cannot act beside true CFG"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, arguments, message):
