@@ -103,6 +103,7 @@ def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
         (["cads"], {"sets": ["cads.tau1"]}, "write NAME.KEY=VALUE"),
         (["cads"], {"sets": ["tau1=1"]}, "write NAME.KEY=VALUE"),
         (["cads"], {"sets": ["cads.tau1=0.5", "cads.tau1=0.6"]}, "--set cads.tau1 is given twice"),
+        (["cads"], {"sets": ["cads.seed=true"]}, "cads: seed must be an integer, got True"),
         (["cads"], {"sets": ["cads.scale=-1"]}, "cads: scale must be 0 or more"),
         (["nag"], {"flags": {"alpha": 1.0}}, "add --method negtome or --set nag.alpha=…"),
         (["negtome"], {"flags": {"alpha": 1.0}, "sets": ["negtome.alpha=1"]}, "--alpha and --set negtome.alpha say the same"),
