@@ -13,7 +13,7 @@ from negengine import models, ops
 from negengine.cli import app
 from negengine.cli.doctor import self_test
 from negengine.cli.errors import one_line_errors
-from negengine.ops import registry
+from negengine.ops import guidance_check, registry
 
 runner = CliRunner()
 
@@ -67,6 +67,21 @@ def test_doctor_fails_when_a_backend_is_wrong(monkeypatch):
     monkeypatch.setattr(ops, "match", wrong_rows)
     assert "below the best" in self_test("torch", "cpu", torch.float32, 0)
     assert run("doctor").exit_code == 1
+
+
+def test_doctor_tests_the_operators_of_guidance(monkeypatch):
+    asked = []
+
+    def wrong(device, dtype, backend):
+        asked.append(backend)
+        return "nag is off"
+
+    monkeypatch.setattr(guidance_check, "wrong", wrong)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "FAILED: nag is off" in result.output
+    usable = {name for name, reason in ops.backends().items() if reason is None and registry._BACKENDS[name].guidance}
+    assert set(asked) == usable
 
 
 def test_demo_writes_picture_table_and_numbers(tmp_path):
