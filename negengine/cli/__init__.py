@@ -37,5 +37,5 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
-    """Negative guidance for diffusion models: make images differ, or keep them away from a picture."""
+    """Negative guidance: images pushed apart (NegToMe), kept from a prompt (DNG), or from a model's idea of the opposite (DNP)."""
     quiet_libraries()

@@ -12,7 +12,7 @@ from rich.table import Table
 from negengine import ops, reference
 from negengine.environment import machine, versions
 from negengine.kernels.cpu import library
-from negengine.ops import cpu, registry
+from negengine.ops import cpu, guidance_check, registry
 
 DELTAS = {
     torch.float32: 1e-6,
@@ -40,7 +40,8 @@ def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0
     console.print(about)
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    tests = Table("backend", "device", "dtype", "search", "result", title="self-test against the float64 oracle")
+    tests = Table("backend", "device", "dtype", "search", "result", title="NegToMe against the float64 oracle")
+    guidance = Table("backend", "device", "dtype", "result", title="guide, evidence and nag against float64")
     failed = False
     for backend, reason in ops.backends().items():
         if reason is not None:
@@ -53,7 +54,13 @@ def doctor(seed: Annotated[int, typer.Option(help="Seed of the self-test.")] = 0
                         fault = self_test(backend, device, dtype, seed, search)
                         failed |= fault is not None
                         tests.add_row(backend, device, dtype_name(dtype), search, "ok" if fault is None else f"FAILED: {fault}")
+                operators = registry._BACKENDS[backend].guidance
+                if operators is not None and operators.refuses(torch.device(device), dtype) is None:
+                    fault = guidance_check.wrong(torch.device(device), dtype, backend)
+                    failed |= fault is not None
+                    guidance.add_row(backend, device, dtype_name(dtype), "ok" if fault is None else f"FAILED: {fault}")
     console.print(tests)
+    console.print(guidance)
     if failed:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from negengine import png
 from negengine.cli.choice import AVOID_HELP, METHOD_HELP, SET_HELP, choose, negtome_flags
 from negengine.cli.errors import one_line_errors
-from negengine.cli.loading import check_device, load
+from negengine.cli.loading import SCHEDULER_HELP, check_device, load
 from negengine.cli.runs import Run, call_of, changes, read_file, read_picture
 from negengine.cli.words import in_flags, put_on
 from negengine.environment import machine, versions
@@ -22,7 +22,7 @@ from negengine.environment import machine, versions
 DEFAULTS = {"count": 4, "seed": 0, "dtype": "float32", "device": "cpu"}
 PIPELINE, METHODS, NEGTOME = "Of the pipeline", "Methods", "NegToMe, in short"
 MODEL_HELP = "A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl)."
-SETTINGS_HELP = "A .yaml or .json file of model, prompt, count, seed, dtype, device, call, methods, or some of them."
+SETTINGS_HELP = "A .yaml or .json file of model, prompt, count, seed, dtype, device, scheduler, call, methods, or some of them."
 LIKE_HELP = "Repeat the call that drew this PNG, with what other flags change."
 OUTPUT_HELP = "Folder for the images, out/generate if not given (--like: out/like). Existing files are never overwritten."
 REFERENCE_HELP = "first, others, previous, or the path of a picture to avoid (then repeatable)."
@@ -39,6 +39,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of the call and its methods; 0.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu (default), cuda, cuda:1, …")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help=SCHEDULER_HELP, rich_help_panel=PIPELINE)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", rich_help_panel=PIPELINE)] = None,
     height: Annotated[int | None, typer.Option(min=8, help="In pixels.", rich_help_panel=PIPELINE)] = None,
     width: Annotated[int | None, typer.Option(min=8, help="In pixels.", rich_help_panel=PIPELINE)] = None,
@@ -75,7 +76,15 @@ def generate(
         raise ValueError("--settings and --like both tell a whole run; give one")
     picture = read_picture(like) if like else None
     filed = picture["run"] if picture else read_file(settings) if settings else {}
-    told = {"model": model, "prompt": prompt, "count": count, "seed": seed, "dtype": dtype, "device": device}
+    told = {
+        "model": model,
+        "scheduler": scheduler,
+        "prompt": prompt,
+        "count": count,
+        "seed": seed,
+        "dtype": dtype,
+        "device": device,
+    }
     basis = DEFAULTS | filed | {name: value for name, value in told.items() if value}  # typer's empty list is no prompt
     basis |= {"seed": seed} if seed is not None else {}
     missing = [f"--{name}" for name in ("model", "prompt") if name not in basis]
@@ -102,6 +111,7 @@ def generate(
             filed.get("methods"),
             filed.get("seed"),
         ),
+        scheduler=basis.get("scheduler"),
     )
     run.check()
     files = _files(output or Path("out/like" if like else "out/generate"), run)
@@ -118,7 +128,7 @@ def draw(run: Run, files: list[Path]) -> tuple[list[Image.Image], dict[str, Any]
     from negengine import status
     from negengine.diffusers.branches import parameters
 
-    pipe = load(run.model, run.dtype, run.device)
+    pipe = load(run.model, run.dtype, run.device, run.scheduler)
     unknown = [name for name in run.call if name not in parameters(pipe)]
     if unknown:
         raise ValueError(f"the pipeline of {run.model}, {type(pipe).__name__}, takes no {', '.join(unknown)}")
@@ -153,7 +163,7 @@ def _files(output: Path, run: Run) -> list[Path]:
 
 def _compare(like: Path, told: Mapping[str, Any], plain: Mapping[str, Any], images: list[Image.Image], files: list[Path]) -> None:
     """Say which file repeats a picture. Raises typer.Exit(1) if the same run gave other pixels."""
-    changed = [name for name, value in plain.items() if value != told["run"][name]]
+    changed = [name for name, value in plain.items() if value != told["run"].get(name)]
     number = told["number"]
     if number >= len(images):
         typer.echo(f"no file stands for {like}, which was image {number} of its call; changed: {', '.join(changed)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+SCHEDULER_HELP = "A sampler of diffusers by its class, as EulerAncestralDiscreteScheduler; the pipeline's own if left out."
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -32,8 +33,47 @@ def preset(model: str, prompts: int) -> dict[str, Any]:
     return models.preset(model).call_kwargs(prompts) if model in models.NAMES else {}
 
 
-def load(model: str, dtype: str, device: str) -> Any:
-    """The pipeline of ``--model``. Raises ValueError for what is no model."""
+def load(model: str, dtype: str, device: str, scheduler: str | None = None) -> Any:
+    """The pipeline of ``--model``, with the sampler of ``--scheduler``. Raises ValueError for what is neither."""
+    pipe = _pipeline(model, dtype, device)
+    if scheduler is not None:
+        pipe.scheduler = _scheduler(scheduler, pipe.scheduler)
+    return pipe
+
+
+def _scheduler(name: str, own: Any) -> Any:
+    """A sampler of diffusers, configured as a pipeline's own."""
+    import diffusers
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    try:
+        kind = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError) as error:  # what diffusers loads lazily may want another package
+        raise ValueError(f"--scheduler {name} cannot be used: {error}") from error
+    if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
+        found = kind.from_config(own.config)
+        if _flows(found) == _flows(own):
+            return found
+        fault = f"--scheduler {name} does not take the predictions of this model"
+    else:
+        fault = f"--scheduler {name} is no sampler of diffusers"
+    raise ValueError(f"{fault}; there are {', '.join(sorted(fitting(own)))}")
+
+
+def fitting(scheduler: Any) -> list[str]:
+    """Classes that diffusers calls exchangeable with a pipeline's sampler, its own among them."""
+    return [
+        type(scheduler).__name__,
+        *(kind.__name__ for kind in getattr(scheduler, "compatibles", ()) if kind is not type(scheduler)),
+    ]
+
+
+def _flows(scheduler: Any) -> bool:
+    """Whether a sampler follows a flow: the others read such a model's predictions as noise, and draw noise."""
+    return "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("prediction_type") == "flow_prediction"
+
+
+def _pipeline(model: str, dtype: str, device: str) -> Any:
     from negengine import models
 
     if model in models.NAMES:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import textwrap
+
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from negengine.methods import KINDS
 
+WIDE = 170  # columns of a terminal that has room for whole names and hints beside the description
 # name -> what it does to the picture, what it needs
 ABOUT = {
     "negtome": ("makes the images of a prompt differ, or keeps them away from a given picture", "--count 2 or more, or a picture"),
@@ -26,7 +30,15 @@ ABOUT = {
 
 def methods() -> None:
     """What each method does to the picture, its presets, and what it needs."""
-    table = Table("method", "what it does to the picture", "presets", "needs")
+    console = Console()
+    names, hints = (60, 60) if console.width >= WIDE else (10, 23)  # the longest name with its comma; the longest setting
+    whole = functools.partial(Column, no_wrap=True, overflow="fold")  # only what is no name may be broken anew
+    table = Table(whole("method"), "what it does to the picture", whole("presets"), whole("needs"))
     for name, kind in KINDS.items():
-        table.add_row(name, ABOUT[name][0], ", ".join(kind.presets) if name != "dnp" else "", ABOUT[name][1])
-    Console().print(table)
+        presets = ", ".join(kind.presets) if name != "dnp" else ""
+        table.add_row(name, ABOUT[name][0], _lines(presets, names), _lines(ABOUT[name][1], hints))
+    console.print(table)
+
+
+def _lines(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))

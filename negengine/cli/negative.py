@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from negengine.cli.choice import METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
+from negengine.cli.choice import AVOID_HELP, METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
 from negengine.cli.errors import one_line_errors
-from negengine.cli.loading import check_device, check_dtype, load, preset
+from negengine.cli.loading import SCHEDULER_HELP, check_device, check_dtype, load, preset
 from negengine.cli.runs import Run
 from negengine.cli.words import in_flags, put_on
 from negengine.environment import machine
@@ -33,6 +33,7 @@ def negative(
     ),
     count: Annotated[int, typer.Option(min=1, help="Seeds per prompt: each has a negative image and a caption of its own.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The first seed.")] = 0,
+    scheduler: Annotated[str | None, typer.Option(metavar="NAME", help=SCHEDULER_HELP)] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of each run; as the model has it if not given.")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Scale of both runs, above 1: guidance_scale, or true_cfg_scale on FLUX.")
@@ -45,6 +46,7 @@ def negative(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     method: Annotated[list[str] | None, typer.Option(help=METHODS_OF_THE_FINAL_RUN)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
+    avoid: Annotated[str | None, typer.Option(help=AVOID_HELP)] = None,
 ) -> None:
     """Draw what a prompt is least like, caption it, and draw the prompt with that caption as negative prompt (DNP)."""
     from negengine.captioners import CaptionCache
@@ -61,10 +63,10 @@ def negative(
     taken = [f for p, text in enumerate(prompt) for s in seeds for f in files(output, p, text, s) if f.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
-    methods = choose(model, seed, method or ["none"], set_ or [], group_size=count)
+    methods = choose(model, seed, method or ["none"], set_ or [], avoid=avoid, group_size=count)
     settings = DiffusionNegativePrompt(captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance)
     console = Console()
-    pipe = load(model, dtype, device)
+    pipe = load(model, dtype, device, scheduler)
     conditioning = find_denoiser(pipe)[1].conditioning
     given = {"num_inference_steps": steps, "height": height, "width": width, conditioning.scale: guidance}
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
@@ -78,7 +80,7 @@ def negative(
                 pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call
             )
         final = call | {"negative_prompt": [record.negative_prompt for record in records]}
-        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, methods).plain(pipe)
+        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, methods, scheduler).plain(pipe)
         for k, record in enumerate(records):
             record.save(output, number, also={"run": run, "number": k, "machine": machine()})
             console.print(
@@ -94,7 +96,13 @@ def _captioner(name: str, prompt: str | None, model: str, device: str) -> Any:
     if name in ("person", "classifier") and prompt is not None:
         raise ValueError(f"--captioner-prompt is for captioning models; --captioner {name} takes none")
     if name == "person":
-        return Person()
+        try:
+            return Person()
+        except RuntimeError as error:
+            raise ValueError(
+                "--captioner person asks at a terminal, and the standard input is none; give --captioner classifier "
+                "(for the embedded models), or the hub id or folder of an image-to-text model"
+            ) from error
     if name == "classifier":
         if model not in models.NAMES:
             raise ValueError(f"--captioner classifier reads the digits of the embedded models ({', '.join(models.NAMES)})")

@@ -18,7 +18,8 @@ from negengine.environment import machine, versions
 from negengine.methods import Method
 from negengine.methods.plain import as_plain, read_settings
 
-KEYS = ("model", "prompt", "count", "seed", "dtype", "device", "call", "methods")
+KEYS = ("model", "prompt", "count", "seed", "dtype", "device", "scheduler", "call", "methods")
+LATER = {"scheduler"}  # pictures of earlier versions lack it
 DECIDED = {
     "prompt": "give `prompt` beside `call`",
     "num_images_per_prompt": "give `count`",
@@ -40,6 +41,7 @@ class Run:
         dtype, device: by name.
         call: further arguments of the pipeline's call. ``negative_prompt`` is one text, or one per prompt.
         methods: settings of those that act.
+        scheduler: class of the sampler; None: the pipeline's own.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Run:
     device: str
     call: Mapping[str, Any]
     methods: Sequence[Method]
+    scheduler: str | None = None
 
     @property
     def images(self) -> int:
@@ -130,7 +133,7 @@ def read_picture(path: Path) -> dict[str, Any]:
             "--like repeats the final pictures only"
         )
     run = told.get("run")
-    if not isinstance(run, Mapping) or "number" not in told or any(name not in run for name in KEYS):
+    if not isinstance(run, Mapping) or "number" not in told or any(name not in run for name in KEYS if name not in LATER):
         raise ValueError(f"{path} does not carry the whole run; only pictures that negengine's commands wrote can be repeated")
     return {**told, "run": _checked(path, run)}
 
@@ -155,6 +158,7 @@ def _checked(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         found["prompt"] = [found["prompt"]]
     kinds = {
         "model": (_text, "a text"),
+        "scheduler": (lambda v: v is None or _text(v), "the name of a class, or null for the pipeline's own"),
         "prompt": (lambda v: _list(v, _text) and bool(v), "a text or a list of texts"),
         "count": (lambda v: _whole(v) and v >= 1, "a whole number from 1 on"),
         "seed": (lambda v: _seed(v) or (_list(v, _seed) and bool(v)), "a whole number from 0 on, or one for each image"),

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from negengine.cli.loading import fitting
 from negengine.methods import Method
 
+ANCESTRAL = "EulerAncestralDiscreteScheduler"  # has a transition density, and keeps the noise levels of the usual Euler sampler
 FLAGS = {
     "num_images_per_prompt": "--count",
     "num_inference_steps": "--steps",
@@ -27,9 +29,15 @@ def in_flags(methods: Sequence[Method]) -> Iterator[None]:
         raise ValueError(translated(str(error), methods)) from error
 
 
-def translated(text: str, methods: Sequence[Method]) -> str:
-    """``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, and ``guidance_scale`` ``--guidance``."""
-    text = re.sub(r"switch to one that has \([^)]*\), or set ", "give ", text)  # no flag chooses a scheduler
+def translated(text: str, methods: Sequence[Method], samplers: Sequence[str] = ()) -> str:
+    """``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, and ``guidance_scale`` ``--guidance``.
+
+    Args:
+        samplers: those that fit the pipeline; only these are advised.
+    """
+    way = f"--scheduler {ANCESTRAL}, or " if ANCESTRAL in samplers else ""
+    text = re.sub(r"switch to one that has \([^)]*\), or set ", f"give {way}", text)
+    text = text.replace("use variant='dng'", "give --method sld:dng")  # the variant alone would keep the numbers of the paper's
     for settings in methods:
         text = text.replace(f"{type(settings).__name__}(", f"{settings.title}(")
         for field in dataclasses.fields(settings):
@@ -53,7 +61,7 @@ def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instea
         try:
             apply(pipe, *methods)
         except (TypeError, ValueError) as error:
-            faults.append(translated(str(error), methods))
+            faults.append(translated(str(error), methods, fitting(pipe.scheduler)))
     faults += _beside_true_cfg(pipe, methods, call, instead)
     if faults:
         raise ValueError("; and ".join(faults))

@@ -73,7 +73,7 @@ def flag(name: str, value: object) -> bool:
 
 def seed(value: object) -> int:
     """A generator's seed, below 2**32 in size. Raises TypeError, ValueError."""
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"seed must be an integer, got {value!r}")
     if abs(value) >= 2**32:
         raise ValueError(f"seed must lie between -2**32 and 2**32, got {value}")

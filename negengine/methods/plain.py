@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import numbers
 import os
 import re
@@ -18,6 +19,7 @@ from negengine.methods.negtome import ReferenceImage
 if TYPE_CHECKING:
     from PIL import Image
 
+_ENDLESS = ("interval.high",)  # settings that may be infinite: null in plain data
 _PICTURE = ("image", "mask", "noise")
 
 
@@ -25,7 +27,8 @@ def as_plain(method: Method) -> dict[str, Any]:
     """All settings of a method, its short name first: ``{"method": "cads", "tau1": 0.6, ...}``.
 
     Tuples become lists; a :class:`ReferenceImage` becomes ``{"image": path, "mask": path or None, "noise": bool}``, with the paths
-    from which its pictures were opened, as they were given. An endless guidance interval holds ``inf``, which strict JSON lacks.
+    from which its pictures were opened, as they were given. The end of
+    an endless guidance interval becomes None, because strict JSON has no infinity.
 
     Raises:
         TypeError: no method, or a setting that plain data cannot say (embeddings, a function).
@@ -38,7 +41,8 @@ def as_plain(method: Method) -> dict[str, Any]:
 
 
 def from_plain(settings: Mapping[str, Any]) -> Method:
-    """The method that :func:`as_plain` described. What is left out has its default; pictures are opened from their paths.
+    """The method that :func:`as_plain` described. What is left out has its default; pictures are opened from their paths;
+    the end of a guidance interval may be None or ``"inf"``.
 
     Raises:
         TypeError: no mapping. ValueError: no method or an unknown one, an unknown or a missing setting.
@@ -89,6 +93,8 @@ def _known(what: str, given: Mapping[str, Any], known: list[str] | tuple[str, ..
 
 
 def _plain(name: str, value: object) -> Any:
+    if name in _ENDLESS and value == math.inf:
+        return None
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
@@ -114,6 +120,8 @@ def _path(name: str, picture: Image.Image) -> str:
 def _value(name: str, value: object) -> object:
     if isinstance(value, Mapping):
         return _reference(name, value)
+    if name in _ENDLESS and (value is None or (isinstance(value, str) and value.lower() in ("inf", "infinity"))):
+        return math.inf
     return tuple(_value(name, v) for v in value) if isinstance(value, list) else value
 
 

@@ -12,8 +12,8 @@ from negengine import models
 from negengine.cli import app
 from negengine.cli.choice import APPLIED, AVOIDED, choose, negtome_flags
 from negengine.cli.methods import ABOUT
-from negengine.cli.words import translated
-from negengine.methods import KINDS, DynamicNegativeGuidance, GuidanceInterval, NegToMe
+from negengine.cli.words import ANCESTRAL, translated
+from negengine.methods import KINDS, DynamicNegativeGuidance, GuidanceInterval, NegToMe, SafeLatentDiffusion
 from negengine.methods.plain import as_plain
 
 
@@ -48,9 +48,15 @@ def test_values_are_json_or_text():
     sets = ["dng.scale=3", "dng.prompt=3", 'dng.cfg_prompt=["a", "b=c"]', "dng.surrogate=ancestral", "dng.cfg=null"]
     dng = chosen("dng", sets=sets)["dng"]
     assert (dng.scale, dng.prompt, dng.cfg_prompt, dng.surrogate, dng.cfg) == (3.0, "3", ("a", "b=c"), "ancestral", None)
-    assert chosen("interval", sets=["interval.low=0", "interval.high=Infinity"])["interval"] == GuidanceInterval(
-        low=0, high=math.inf
-    )
+
+
+@pytest.mark.parametrize("text", ["inf", "Infinity", "null"])
+def test_an_endless_interval_can_be_typed_and_is_strict_json(text):
+    endless = chosen("interval", sets=["interval.low=0", f"interval.high={text}"])["interval"]
+    assert endless == GuidanceInterval(low=0, high=math.inf)
+    plain = json.loads(json.dumps(as_plain(endless), allow_nan=False))
+    assert plain == {"method": "interval", "low": 0.0, "high": None}
+    assert chosen(filed=[plain])["interval"] == endless
 
 
 def test_flags_come_before_named_presets_before_the_file_before_the_model():
@@ -89,6 +95,7 @@ def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
         (["cads:a"], {}, "cads has none"),
         (["cads:"], {}, "no preset ''"),
         (["dng"], {}, "dng needs prompt: give --avoid TEXT"),
+        (["interval"], {"sets": ["interval.low=inf", "interval.high=inf"]}, "interval: low must be a number, got 'inf'"),
         (["interval"], {}, "give --set interval.low=… --set interval.high=…"),
         (["cads"], {"sets": ["dng.scale=3"]}, "dng is not chosen; add --method dng"),
         (["cads"], {"sets": ["dgn.scale=3"]}, "no method 'dgn'; there are"),
@@ -96,6 +103,7 @@ def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
         (["cads"], {"sets": ["cads.tau1"]}, "write NAME.KEY=VALUE"),
         (["cads"], {"sets": ["tau1=1"]}, "write NAME.KEY=VALUE"),
         (["cads"], {"sets": ["cads.tau1=0.5", "cads.tau1=0.6"]}, "--set cads.tau1 is given twice"),
+        (["cads"], {"sets": ["cads.seed=true"]}, "cads: seed must be an integer, got True"),
         (["cads"], {"sets": ["cads.scale=-1"]}, "cads: scale must be 0 or more"),
         (["nag"], {"flags": {"alpha": 1.0}}, "add --method negtome or --set nag.alpha=…"),
         (["negtome"], {"flags": {"alpha": 1.0}, "sets": ["negtome.alpha=1"]}, "--alpha and --set negtome.alpha say the same"),
@@ -127,8 +135,15 @@ def test_flags_of_negtome(tmp_path):
 def test_advice_names_flags():
     dng = DynamicNegativeGuidance(prompt="a")
     text = "switch to one that has (A, B), or set surrogate='ancestral'; `scale` is 0; raise guidance_scale, true_cfg_scale=1"
-    flags = "give --set dng.surrogate=ancestral; `--set dng.scale=…` is 0; raise --guidance, --true-cfg 1"
-    assert translated(text, [dng]) == flags
+    rest = "--set dng.surrogate=ancestral; `--set dng.scale=…` is 0; raise --guidance, --true-cfg 1"
+    assert translated(text, [dng]) == f"give {rest}"
+    assert translated(text, [dng], [ANCESTRAL]) == f"give --scheduler {ANCESTRAL}, or {rest}"
+
+
+def test_the_other_variant_of_sld_is_advised_with_its_numbers():
+    found = translated("raise guidance_scale, or use variant='dng'", [SafeLatentDiffusion()])
+    assert found == "raise --guidance, or give --method sld:dng"
+    assert chosen("sld:dng")["sld"].scale == 100
 
 
 def test_the_table_has_every_method():
@@ -137,3 +152,15 @@ def test_the_table_has_every_method():
     assert result.exit_code == 0
     assert all(f"│ {name} " in result.output for name in KINDS)
     assert "paper, release, feast" in result.output
+
+
+def test_a_narrow_terminal_cuts_no_name():
+    output = CliRunner().invoke(app, ["methods"], env={"COLUMNS": "80"}).output
+    assert "…" not in output
+    assert max(map(len, output.splitlines())) <= 80
+    assert all(f"│ {name} " in output for name in KINDS)
+    cells = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
+    presets = {name for line in cells if len(line) == 6 for name in re.findall(r"\w+", line[3])}
+    assert presets >= {preset for name, kind in KINDS.items() if name != "dnp" for preset in kind.presets}
+    words = {word for line in cells if len(line) == 6 for word in line[4].split()}
+    assert words >= {word for _, needs in ABOUT.values() for word in needs.split()}

@@ -13,7 +13,7 @@ from negengine import models, ops
 from negengine.cli import app
 from negengine.cli.doctor import self_test
 from negengine.cli.errors import one_line_errors
-from negengine.ops import registry
+from negengine.ops import guidance_check, registry
 
 runner = CliRunner()
 
@@ -40,6 +40,10 @@ def test_version():
     assert run("--version").output.strip() == f"negengine {negengine.__version__}"
 
 
+def test_help_names_what_the_papers_do():
+    assert all(f"({name})" in run("--help").output for name in ("NegToMe", "DNG", "DNP"))
+
+
 def test_doctor_tests_every_backend():
     result = run("doctor")
     assert result.exit_code == 0
@@ -63,6 +67,21 @@ def test_doctor_fails_when_a_backend_is_wrong(monkeypatch):
     monkeypatch.setattr(ops, "match", wrong_rows)
     assert "below the best" in self_test("torch", "cpu", torch.float32, 0)
     assert run("doctor").exit_code == 1
+
+
+def test_doctor_tests_the_operators_of_guidance(monkeypatch):
+    asked = []
+
+    def wrong(device, dtype, backend):
+        asked.append(backend)
+        return "nag is off"
+
+    monkeypatch.setattr(guidance_check, "wrong", wrong)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "FAILED: nag is off" in result.output
+    usable = {name for name, reason in ops.backends().items() if reason is None and registry._BACKENDS[name].guidance}
+    assert set(asked) == usable
 
 
 def test_demo_writes_picture_table_and_numbers(tmp_path):
@@ -102,7 +121,7 @@ def test_generate_writes_images_that_carry_their_settings(tmp_path, model):
         call["negative_prompt"] = ""
     assert run == {
         "model": model, "prompt": ["a handwritten 3"], "count": 2, "seed": 7, "dtype": "float32", "device": "cpu",
-        "call": call, "methods": run["methods"],
+        "scheduler": None, "call": call, "methods": run["methods"],
     }  # fmt: skip
     settings = method_of(run, "negtome")
     assert (settings["threshold"], settings["timesteps"], settings["min_grid"], settings["seed"]) == (-1, [0, 1000], 8, 7)
@@ -175,7 +194,9 @@ def test_a_reference_picture_with_its_mask(tmp_path, picture):
         (("--method", "dng", "--avoid", "4"), "give --set dng.surrogate=ancestral to"),
         (("--method", "dng", "--avoid", "4"), "give --true-cfg 1 --set dng.cfg=3"),
         (("--method", "nag", "--avoid", "4"), "NAG cannot act beside true CFG (scale 3)"),
-        (("--method", "sld"), "use --set sld.variant=dng; and SLD cannot act beside true CFG"),
+        (("--scheduler", "Euler"), "--scheduler Euler is no sampler of diffusers; there are FlowMatchEulerDiscreteScheduler"),
+        (("--scheduler", "DDPMScheduler"), "--scheduler DDPMScheduler does not take the predictions of this model; there are Flow"),
+        (("--method", "sld"), "give --method sld:dng; and SLD cannot act beside true CFG"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, arguments, message):
@@ -184,6 +205,20 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, picture, argumen
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scheduler", ["Euler", "DiffusionPipeline", "FlowMatchEulerDiscreteScheduler"])
+def test_what_is_no_sampler_of_a_model_is_answered_with_names(tmp_path, scheduler):
+    result = generate(tmp_path, "--scheduler", scheduler, model="mnist-sdxl")
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: --scheduler {scheduler} ")
+    assert "; there are DDIMScheduler, DDPMScheduler, " in result.output
+
+
+def test_a_sampler_without_a_density_is_answered_with_both_ways(tmp_path):
+    result = generate(tmp_path, "--method", "dng", "--avoid", "4", model="mnist-sdxl")
+    assert result.exit_code == 2
+    assert "give --scheduler EulerAncestralDiscreteScheduler, or --set dng.surrogate=ancestral to" in result.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the error is that of a machine without a GPU")

@@ -114,6 +114,28 @@ def test_what_a_model_is_meant_to_have_today_is_not_asked(picture, tmp_path):
     assert png.read(drawn(tmp_path / "out", "--like", bare)[0][0])["run"]["call"] == call
 
 
+def test_the_sampler_is_chosen_and_repeated(tmp_path):
+    sampler = "EulerAncestralDiscreteScheduler"
+    call = ("--model", "mnist-sdxl", "--prompt", "one", "--count", 1, "--steps", 4)
+    avoid = ("--method", "dng", "--avoid", "a handwritten three")
+    files, _ = drawn(tmp_path / "a", *call, *avoid, "--scheduler", sampler)
+    run = png.read(files[0])["run"]
+    assert (run["scheduler"], run["methods"][0]["surrogate"]) == (sampler, None)
+    again, output = drawn(tmp_path / "b", "--like", files[0])
+    assert f"{again[0]} has exactly the pixels of {files[0]}" in output
+    (tmp_path / "run.json").write_text(json.dumps({"scheduler": sampler, "methods": run["methods"]}))
+    assert pixels(drawn(tmp_path / "c", *call, "--settings", tmp_path / "run.json")[0]) == pixels(files)
+    other, output = drawn(tmp_path / "d", "--like", files[0], "--scheduler", "DDPMScheduler")
+    assert f"{other[0]} stands for {files[0]}; changed: scheduler" in output
+    assert pixels(other) != pixels(files)
+
+
+def test_pictures_from_before_there_was_a_sampler_to_choose(picture, tmp_path):
+    run = {name: value for name, value in png.read(picture)["run"].items() if name != "scheduler"}
+    old = edited(picture, tmp_path / "old.png", run=run)
+    assert "has exactly the pixels of" in drawn(tmp_path / "out", "--like", old)[1]
+
+
 def test_other_pixels_fail(picture, tmp_path):
     image = Image.open(picture)
     image.putpixel((3, 3), tuple((value + 9) % 256 for value in image.getpixel((3, 3))))
@@ -148,6 +170,7 @@ def test_pictures_that_cannot_be_repeated(picture, tmp_path):
     "settings, message",
     [
         ({"modle": "x"}, "has 'modle'; a run has model, prompt, count"),
+        ({"scheduler": 3}, "scheduler must be the name of a class, or null for the pipeline's own, got 3"),
         ({"count": 0}, "count must be a whole number from 1 on, got 0"),
         ({"seed": []}, "seed must be a whole number from 0 on, or one for each image"),
         ({"prompt": []}, "prompt must be a text or a list of texts"),

@@ -58,10 +58,12 @@ def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
         (("one", "--negative-guidance", "nan"), "--negative-guidance must be above 1"),
         (("one", "--dtype", "float8"), "--dtype must be one of"),
         (("one", "--device", "nope"), "--device nope cannot be used"),
-        (("one", "--captioner", "person"), "the standard input is none; give another captioner"),
+        (("one", "--captioner", "person"), "the standard input is none; give --captioner classifier"),
         (("one", "--captioner-prompt", "say"), "--captioner classifier takes none"),
         (("one", "--model", "no such model"), "--captioner classifier reads the digits of the embedded models"),
         (("one", "--method", "dnp"), "`negengine negative` does that"),
+        (("one", "--method", "dng"), "dng needs prompt: give --avoid TEXT"),
+        (("one", "--avoid", "two"), "--avoid is for a method that avoids a prompt"),
         (("one", "--set", "cads.tau1=0.5"), "cads is not chosen; add --method cads"),
         (("one", "--model", "mnist-flux", "--method", "cads"), "leave it out: true CFG is what avoids the caption"),
         (("one", "--height", 64), "it reads digits of 32 x 32 pixels, and the picture has 32 x 64"),
@@ -99,6 +101,17 @@ def test_final_pictures_can_be_repeated_with_their_methods(tmp_path, model):
     assert again.exit_code == 0, again.output
     assert "01-two-seed1-00.png has exactly the pixels of" in again.output
     assert Image.open(tmp_path / "again" / "01-two-seed1-00.png").tobytes() == Image.open(picture).tobytes()
+
+
+def test_the_final_pictures_avoid_a_prompt_too(tmp_path):
+    avoiding = ("--method", "dng", "--avoid", "a handwritten three", "--scheduler", "EulerAncestralDiscreteScheduler")
+    result = negative(tmp_path, "one", *avoiding)
+    assert result.exit_code == 0, result.output
+    picture = tmp_path / "out" / "00-one-seed0-00.png"
+    run = png.read(picture)["run"]
+    assert (run["scheduler"], run["methods"][0]["prompt"]) == (avoiding[-1], "a handwritten three")
+    again = runner.invoke(app, ["generate", "--like", str(picture), "--output", str(tmp_path / "again")])
+    assert "00-one-seed0-00.png has exactly the pixels of" in again.output
 
 
 def test_a_negative_image_is_not_repeated(tmp_path):
