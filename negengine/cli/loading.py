@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def _scheduler(name: str, own: Any) -> Any:
         kind = getattr(diffusers, name, None)
     except (ImportError, RuntimeError) as error:  # what diffusers loads lazily may want another package
         raise ValueError(f"--scheduler {name} cannot be used: {error}") from error
-    if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
+    if inspect.isclass(kind) and issubclass(kind, SchedulerMixin):
         found = kind.from_config(own.config)
         if _flows(found) == _flows(own):
             return found
