@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,8 @@ def _scheduler(name: str, own: Any) -> Any:
         kind = getattr(diffusers, name, None)
     except (ImportError, RuntimeError) as error:  # what diffusers loads lazily may want another package
         raise ValueError(f"--scheduler {name} cannot be used: {error}") from error
-    if inspect.isclass(kind) and issubclass(kind, SchedulerMixin):
-        found = kind.from_config(own.config)
+    if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
+        found = kind.from_config(own.config)  # type: ignore[attr-defined]
         if _flows(found) == _flows(own):
             return found
         fault = f"--scheduler {name} does not take the predictions of this model"
