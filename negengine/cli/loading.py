@@ -51,7 +51,7 @@ def _scheduler(name: str, own: Any) -> Any:
     except (ImportError, RuntimeError) as error:  # what diffusers loads lazily may want another package
         raise ValueError(f"--scheduler {name} cannot be used: {error}") from error
     if isinstance(kind, type) and issubclass(kind, SchedulerMixin):
-        found = kind.from_config(own.config)
+        found = kind.from_config(own.config)  # type: ignore[attr-defined]
         if _flows(found) == _flows(own):
             return found
         fault = f"--scheduler {name} does not take the predictions of this model"
