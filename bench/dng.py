@@ -201,8 +201,8 @@ def compare(before: Sequence[Tensor], after: Sequence[Tensor], avoid: Tensor) ->
     Returns:
         avoided: images that are read as what they were to avoid. members, stayed: those that were so before, and still are.
         others, became: the rest, and how many of it became what they were to avoid. kept: how many of the rest are read as before.
-        change, pixel_change: of the rest to what they were, mean cosine distance of the features (``change_error`` its standard error)
-        and mean absolute difference of the pixels.
+        change, pixel_change: of the rest to what they were, mean cosine distance of the features (``change_error`` its standard
+        error) and mean absolute difference of the pixels.
         confidence: mean probability of the class read. vendi: of all images together. counts: images read as each class.
     """
     (features, logits, pictures), (features2, logits2, pictures2) = before, after
@@ -332,14 +332,16 @@ def strip(axis: Any, document: dict[str, Any], threes: int = 6, rest: int = 14) 
         pictures = list(study.draw(cell)["pictures"][seeds])
         lines.append(torch.cat([*pictures[:threes], gap, *pictures[threes:]], 1))
     axis.imshow(torch.cat(lines), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.set_yticks(
-        [16 + 32 * place for place in range(len(shown))], [c.settings.replace(", prior", ",\nprior") for c in shown], fontsize=8
-    )
+    names = [cell.settings.replace(", prior", ",\nprior") for cell in shown]
+    axis.set_yticks([16 + 32 * place for place in range(len(shown))], names, fontsize=8)
     axis.set_xticks([])
     for side in axis.spines.values():
         side.set_visible(False)
-    axis.set_title(f"“{OPEN}”, away from “{avoiding(THREE)}”, Euler ancestral, CFG 3: the same seeds in each column\n"
-                   f"left: the first {threes} that draw a three without guidance, right: the first {rest} that do not", fontsize=10)  # fmt: skip
+    title = (
+        f"“{OPEN}”, away from “{avoiding(THREE)}”, Euler ancestral, CFG 3: the same seed in each column\n"
+        f"left: the first {threes} that draw a three without guidance; right: the first {rest} that do not"
+    )
+    axis.set_title(title, fontsize=10)
 
 
 def posterior(document: dict[str, Any], path: Path) -> None:
@@ -375,9 +377,8 @@ def posterior(document: dict[str, Any], path: Path) -> None:
     axes[0].set_ylim(1e-6, 1)
     axes[0].legend(fontsize=8, loc="lower left", title="median, 10th to 90th percentile", title_fontsize=8)
     row = found(EXACT, False)["method"]
-    figure.suptitle(
-        f"The posterior over the steps: prior {row['prior']:g}, tau {row['tau']:g}; {document['rows'][0]['images']} images a panel"
-    )
+    about = f"prior {row['prior']:g}, tau {row['tau']:g}; {document['rows'][0]['images']} images a panel"
+    figure.suptitle(f"The posterior over the steps: {about}")
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
