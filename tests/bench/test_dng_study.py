@@ -37,7 +37,12 @@ def test_what_stayed_what_became_and_what_changed():
     assert (found["others"], found["became"], found["kept"]) == (3, 1, 1)
     assert found["change"] == pytest.approx((0 + 1 + 2) / 3)
     assert found["pixel_change"] == pytest.approx(0.3)
-    assert found["counts"] == [0, 1, 0, 2, 1, 0, 0, 0, 1, 0]
+    assert found["read"] == "38431"
+
+
+def test_pairs_count_the_images_that_one_of_two_rows_keeps():
+    plain, one, other = ({"read": text} for text in ("01234567", "01239567", "91214967"))
+    assert dng.paired(one, other, plain) == (2, 0)
 
 
 def test_frechet_distance_of_known_densities():
