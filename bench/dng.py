@@ -330,8 +330,8 @@ COLOURS = {"negative prompting": ("#D55E00", "s"), "DNG": ("#0072B2", "o")}
 def trade_off(document: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
-    figure = plt.figure(figsize=(10, 6.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.6, 2.2))
+    figure = plt.figure(figsize=(10, 5.9), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3.6, 1.9))
     axes = upper.subplots(1, len(PANELS), sharex=True, sharey=True)
     for axis, (title, sampler, guidance) in zip(axes, PANELS, strict=True):
         rows = [r for r in document["rows"] if (r["sampler"], r["cfg"]) == (sampler, guidance) and r["avoid"].startswith("by seed")]
@@ -342,7 +342,7 @@ def trade_off(document: dict[str, Any], path: Path) -> None:
             axis.plot([], [], mark + "-", color=colour, label=f"{name} (at each mark: scale)")
             for x, r in zip(left, points, strict=True):
                 side = 1 if name == "negative prompting" else -1
-                axis.annotate(f"{r['method']['scale']:g}", (x, r["change"]), (7 * side, 5 * side), textcoords="offset points",
+                axis.annotate(f"{r['method']['scale']:g}", (x, r["change"]), (11 * side, 6 * side), textcoords="offset points",
                               color=colour, fontsize=8, ha="center", va="center")  # fmt: skip
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("still show the digit to avoid, %")
@@ -396,8 +396,8 @@ def posterior(document: dict[str, Any], path: Path) -> None:
         ("Euler ancestral (exact)\nguided: scale 10", EXACT, False),
         ("Euler (surrogate)\nguided: scale 10", SURROGATE, False),
     )
-    groups = {"members": ("#D55E00", "shows it without guidance"), "others": ("#0072B2", "shows another digit")}
-    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.8), sharex=True, sharey=True, layout="constrained")
+    groups = {"members": ("#D55E00", "show it without guidance"), "others": ("#0072B2", "show another digit")}
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 4.3), sharex=True, sharey=True, layout="constrained")
     for axis, (title, sampler, watched) in zip(axes, panels, strict=True):
         row = found(sampler, watched)
         for name, (colour, label) in groups.items():
@@ -410,8 +410,13 @@ def posterior(document: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("after step")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("p, the estimate that the\nimage shows what to avoid")
-    axes[0].set_ylim(1e-6, 1)
-    axes[0].legend(fontsize=8, loc="lower left", title="median, 10th to 90th percentile", title_fontsize=8)
+    unrelated = next(r for r in document["rows"] if r["prompt"] == UNRELATED and r.get("posterior"))["posterior"]["others"]
+    axes[1].plot(unrelated["p50"], color="#555555", linestyle="--", label=f"“{UNRELATED}”, away from “{avoiding(THREE)}”")
+    axes[0].set_ylim(5e-7, 1)
+    axes[0].set_xticks(range(0, STEPS + 1, 5))
+    handles, labels = axes[1].get_legend_handles_labels()
+    title = "median, and 10th to 90th percentile, of the images that"
+    figure.legend(handles, labels, fontsize=9, loc="outside lower center", ncols=3, title=title, title_fontsize=9)
     row = found(EXACT, False)["method"]
     about = f"prior {row['prior']:g}, tau {row['tau']:g}; {document['rows'][0]['images']} images a panel"
     figure.suptitle(f"The posterior over the steps: {about}")
