@@ -82,8 +82,8 @@ def constant(sampler: str, scale: float, avoid: int | None = None, **call: Any) 
 def dynamic(sampler: str, scale: float, avoid: int | None = None, prior: float = 0.1, tau: float = 0.5, **call: Any) -> Cell:
     """DNG: exact where the sampler's steps have a density, with the surrogate of the ancestral step where not."""
     surrogate = "ancestral" if SAMPLERS[sampler] is None else None
-    settings = {"scale": scale, "prior": prior, "tau": tau, "surrogate": surrogate}
-    return Cell(sampler, avoid, negengine.DynamicNegativeGuidance(prompt="", **settings), **call)
+    method = negengine.DynamicNegativeGuidance(prompt="", scale=scale, prior=prior, tau=tau, surrogate=surrogate)
+    return Cell(sampler, avoid, method, **call)
 
 
 def cells() -> list[Cell]:
@@ -126,7 +126,8 @@ class Study:
     def _draw(self, cell: Cell) -> dict[str, Any]:
         import diffusers
 
-        avoid = None if cell.method is None else self.avoid(cell)
+        method = cell.method
+        avoid = None if method is None else self.avoid(cell)
         name = SAMPLERS[cell.sampler]
         self.pipe.scheduler = self._euler if name is None else getattr(diffusers, name).from_config(self._euler.config)
         call = models.preset(MODEL).call_kwargs() | {"num_inference_steps": STEPS, "guidance_scale": cell.guidance}
@@ -135,13 +136,13 @@ class Study:
         start = time.process_time()
         for at in range(0, self.images, BATCH):
             seeds = range(at, min(at + BATCH, self.images))
-            if avoid is not None:
+            if method is not None and avoid is not None:
                 texts = tuple(avoiding(digit) for digit in avoid[at : at + BATCH].tolist())
-                negengine.apply(self.pipe, dataclasses.replace(cell.method, prompt=texts))  # type: ignore[type-var]
+                negengine.apply(self.pipe, dataclasses.replace(method, prompt=texts))
             generator = [torch.Generator().manual_seed(seed) for seed in seeds]
             images += self.pipe([cell.prompt] * len(seeds), generator=generator, **call).images
-            if isinstance(cell.method, negengine.DynamicNegativeGuidance):
-                posterior.append(torch.tensor(negengine.status(self.pipe)[type(cell.method)].p))
+            if isinstance(method, negengine.DynamicNegativeGuidance):
+                posterior.append(torch.tensor(negengine.status(self.pipe)[type(method)].p))
             negengine.remove(self.pipe)
         seconds = time.process_time() - start
         pictures = torch.stack([grey(image) for image in images])
@@ -254,7 +255,13 @@ def told(posterior: Tensor, member: Tensor) -> dict[str, Any]:
 def run(images: int = 200) -> None:
     """Draw and measure every cell, then the plots."""
     study, rows = Study(images), []
-    about = {"what": "dng", "model": MODEL, "date": time.strftime("%Y-%m-%d"), "machine": machine(), "versions": versions()}
+    about: dict[str, Any] = {
+        "what": "dng",
+        "model": MODEL,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "versions": versions(),
+    }
     about |= {"steps": STEPS, "seeds": [0, images - 1], "batch": BATCH}
     for cell in cells():
         row = study.row(cell)
