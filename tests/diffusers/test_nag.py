@@ -251,7 +251,7 @@ def test_steps_before_the_window_are_unchanged(builder):
 
 
 def test_rows_of_flux():
-    """A second row an image, in active steps alone."""
+    """A second row per image, in active steps alone."""
     pipe = guide(flux(), timesteps=(900, 1000))
     with watched(pipe.transformer) as calls:
         draw(pipe)
