@@ -63,6 +63,7 @@ class Effect(Generic[Settings]):
 
     Attributes:
         active: whether the next call of the denoiser is to be changed.
+        active_steps: steps of the run in which it was active; counted by the session.
         start, stop: which rows of the batch it has joined.
         places_rows_first: whether its joined rows must follow the pipeline's at once.
         listens_last: whether it hears a site after all others.
@@ -74,6 +75,7 @@ class Effect(Generic[Settings]):
     def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         self.settings, self.family, self.unscheduled = settings, family, unscheduled
         self.active = False
+        self.active_steps = 0
         self.start = self.stop = 0
 
     @classmethod
@@ -124,7 +126,7 @@ class Effect(Generic[Settings]):
 
     def report(self, clock: Clock) -> Report:
         """What it did in the last run."""
-        raise NotImplementedError
+        return Report(self.settings.title, self.family.name, clock.steps, self.active_steps)
 
     # --- in the forward ------------------------------------------------------------------------------------------
 

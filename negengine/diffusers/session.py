@@ -279,6 +279,7 @@ class Session:
         step = Step(position, arguments["sample"], previous)
         for effect in self.effects:
             if self.open:
+                effect.active_steps += effect.active
                 effect.stepped(step, self.clock)
         self._move_to(position + 1)
 
@@ -313,7 +314,7 @@ class Session:
         self.open, self.active = True, False
         with self._closing_on_failure():
             for effect in self.effects:
-                effect.active = False
+                effect.active, effect.active_steps = False, 0
                 effect.prove([embeds.device], embeds.dtype, denoiser)
                 effect.begin(call)
 

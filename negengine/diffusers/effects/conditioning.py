@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from negengine.diffusers.clock import Clock
-from negengine.diffusers.effect import Call, Effect, Step
+from negengine.diffusers.effect import Call, Effect
 from negengine.diffusers.families import Family
 from negengine.diffusers.report import Report
 from negengine.diffusers.rows import Rows, reach, replace
@@ -27,7 +27,7 @@ class ConditioningEffect(Effect[Settings]):
 
     def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         super().__init__(settings, family, denoiser, unscheduled)
-        self.images = self.active_steps = 0
+        self.images = 0
         self.shapes: dict[str, torch.Size] = {}
         self.random: dict[str, tuple[Tensor, ...]] = {}
         self._device = torch.device("cpu")
@@ -38,7 +38,7 @@ class ConditioningEffect(Effect[Settings]):
             raise ValueError(f"a bare denoiser does not tell which rows are conditional; apply {settings.title} to the pipeline")
 
     def begin(self, call: Call) -> None:
-        self.images, self.active_steps, self._device = call.images, 0, call.device
+        self.images, self._device = call.images, call.device
         text = {name: value.shape for name, value in call.inputs().items()}
         self.shapes = text if self.pooled else {name: shape for name, shape in text.items() if len(shape) == 3}
         self.random = {}
@@ -60,9 +60,6 @@ class ConditioningEffect(Effect[Settings]):
         """Whether the unconditional rows are edited too."""
         return bool(getattr(self.settings, "unconditional", False))
 
-    def stepped(self, step: Step, clock: Clock) -> None:
-        self.active_steps += self.active
-
     def finish(self) -> None:
         self.random = {}
 
@@ -75,17 +72,9 @@ class ConditioningEffect(Effect[Settings]):
         for name in self.shapes:
             clean = reach(inputs, name)
             kept = 0 if self.unconditional else rows.base - self.images
-            edited = self.edit(name, clean[kept:])
+            edited = self.changed(clean[kept:], *(random[: len(clean) - kept] for random in self.random[name]))
             inputs = replace(inputs, name, torch.cat([clean[:kept], edited]) if kept else edited)
         return inputs
-
-    def edit(self, name: str, c: Tensor) -> Tensor:
-        """The embedding that stands in for ``c``."""
-        given = [self._for_rows(random, len(c)) for random in self.random[name]]
-        return self.changed(c, *given)
-
-    def _for_rows(self, random: Tensor, rows: int) -> Tensor:
-        return random[:rows]
 
     @abstractmethod
     def changed(self, c: Tensor, *random: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class BranchEffect(Effect[Settings]):
 
     def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         super().__init__(settings, family, denoiser, unscheduled)
-        self.images = self.active_steps = 0
+        self.images = 0
         self.pipe: Callable[[], Any] = lambda: None
         self.guidance: Tensor | None = None  # [1]
         self.rescale = 0.0
@@ -54,7 +54,7 @@ class BranchEffect(Effect[Settings]):
 
     def begin(self, call: Call) -> None:
         self.check(self.settings, self.family, call.pipe, None)
-        self.pipe, self.images, self.active_steps = weakref.ref(call.pipe), call.images, 0
+        self.pipe, self.images = weakref.ref(call.pipe), call.images
         branches = [call.encode(self.settings.prompt)]  # type: ignore[attr-defined]
         if self.cfg is not None:
             branches.append(call.encode(self.settings.cfg_prompt))  # type: ignore[attr-defined]
@@ -84,9 +84,6 @@ class BranchEffect(Effect[Settings]):
         if scale != self._scale:
             self._scale = scale
             self.guidance = torch.tensor([scale], dtype=torch.float64).to(self._device)
-
-    def stepped(self, step: Step, clock: Clock) -> None:
-        self.active_steps += self.active
 
     def finish(self) -> None:
         self._own, self._owners = {}, None
@@ -175,7 +172,6 @@ class DngEffect(BranchEffect[DynamicNegativeGuidance]):
         return super().at(clock)
 
     def stepped(self, step: Step, clock: Clock) -> None:
-        super().stepped(step, clock)
         if self._heard is not None:
             self.posterior.stepped(step.position, step.sample, self._heard, step.previous, clock)
         self._heard = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from negengine.diffusers.clock import Clock
-from negengine.diffusers.effect import Call, Effect, Step
+from negengine.diffusers.effect import Call, Effect
 from negengine.diffusers.families import Family
 from negengine.diffusers.report import IntervalReport
 from negengine.methods import GuidanceInterval
@@ -19,7 +19,7 @@ class IntervalEffect(Effect[GuidanceInterval]):
 
     def __init__(self, settings: GuidanceInterval, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         super().__init__(settings, family, denoiser, unscheduled)
-        self.images = self.unguided_steps = 0
+        self.images = 0
 
     @classmethod
     def check(cls, settings: GuidanceInterval, family: Family, pipe: Any | None, scheduler: Any | None) -> None:
@@ -31,18 +31,15 @@ class IntervalEffect(Effect[GuidanceInterval]):
     def begin(self, call: Call) -> None:
         if not getattr(call.pipe, "do_classifier_free_guidance", True):
             raise ValueError("there is no classifier-free guidance in this call to be limited; raise guidance_scale")
-        self.images, self.unguided_steps = call.images, 0
+        self.images = call.images
 
     def at(self, clock: Clock) -> bool:
         if clock.position >= len(clock.timesteps):
             return False
         return not self.settings.active(clock.level(clock.position).sigma)
 
-    def stepped(self, step: Step, clock: Clock) -> None:
-        self.unguided_steps += self.active
-
     def report(self, clock: Clock) -> IntervalReport:
-        return IntervalReport(self.settings.title, self.family.name, clock.steps, self.unguided_steps)
+        return IntervalReport(self.settings.title, self.family.name, clock.steps, self.active_steps)
 
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:
         conditional = base[-self.images :]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from negengine.diffusers.clock import Clock
-from negengine.diffusers.effect import Call, Effect, Step
+from negengine.diffusers.effect import Call, Effect
 from negengine.diffusers.effects.blocks import select
 from negengine.diffusers.families import Conditioning, Family, Site
 from negengine.diffusers.report import NagReport
@@ -43,7 +43,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
     def __init__(
         self, settings: NormalizedAttentionGuidance, family: Family, denoiser: nn.Module, unscheduled: bool = False
     ) -> None:
-        settings = settings.with_defaults(**family.defaults.get(settings.name, {}))
+        settings = family.with_defaults(settings)
         super().__init__(settings, family, denoiser, unscheduled)
         cross = [Site(path, path, "arguments") for path in family.tokens.cross(denoiser)]
         blocks = cross or list(family.tokens.sites(denoiser))
@@ -54,7 +54,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         self._guided = [self.joint and site in chosen for site in self._sites]
         self._guides = settings.scale > 1 and settings.alpha > 0  # type: ignore[operator]
         self._text = torch.empty(0)  # [images, L, D], the negative prompt's
-        self.images = self.active_steps = 0
+        self.images = 0
 
     @classmethod
     def check(cls, settings: NormalizedAttentionGuidance, family: Family, pipe: Any | None, scheduler: Any | None) -> None:
@@ -65,7 +65,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
                 f"the family {family.name} does not tell how its pipelines encode prompts, which NAG must know; "
                 "describe it with Conditioning(prompts=...)"
             )
-        settings = settings.with_defaults(**family.defaults.get(settings.name, {}))
+        settings = family.with_defaults(settings)
         missing = [name for name in ("scale", "tau", "alpha") if getattr(settings, name) is None]
         if missing:
             raise ValueError(f"the family {family.name} has no defaults for NAG; give {', '.join(missing)}")
@@ -81,7 +81,6 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
 
     def begin(self, call: Call) -> None:
         """Raises what encoding the negative prompt raises, and RuntimeError where no backend can blend."""
-        self.active_steps = 0
         if not self._guides:
             return
         registry.choose_guidance(None, call.device, call.dtype)
@@ -99,9 +98,6 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
 
     def at(self, clock: Clock) -> bool:
         return self._guides and clock.within(self.settings.timesteps)
-
-    def stepped(self, step: Step, clock: Clock) -> None:
-        self.active_steps += self.active
 
     def finish(self) -> None:
         self._text = torch.empty(0)

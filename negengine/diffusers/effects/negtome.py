@@ -42,7 +42,7 @@ class NegToMeEffect(Effect[NegToMe]):
     places_rows_first = True  # sources and pictures are one batch to the operator
 
     def __init__(self, settings: NegToMe, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
-        settings = settings.with_defaults(**family.defaults.get(settings.name, {}))
+        settings = family.with_defaults(settings)
         super().__init__(settings, family, denoiser, unscheduled)
         self._sites = select(list(family.tokens.sites(denoiser)), settings.blocks or (), family)
         self.group_size = settings.group_size or 0
@@ -51,7 +51,7 @@ class NegToMeEffect(Effect[NegToMe]):
         self.pictures = Pictures(settings.pictures, settings.seed, family) if settings.pictures else None
         self.counts = _counters(len(self._sites), torch.device("cpu"))
         self.timesteps: list[float] = []
-        self.position = self.active_steps = 0
+        self.position = 0
         self.kernels: list[ops.Verdict] = []  # on the Triton kernels, where they come into question
         self._rows, self._device = 0, torch.device("cpu")
         self._seeds = torch.full((1,), settings.seed, dtype=torch.int64)
@@ -67,7 +67,7 @@ class NegToMeEffect(Effect[NegToMe]):
             raise ValueError("a bare denoiser does not tell which images share a prompt; set NegToMe(group_size=...)")
         if settings.pictures:
             raise ValueError("reference pictures need the pipeline's VAE; apply to the pipeline")
-        settings = settings.with_defaults(**family.defaults.get(settings.name, {}))
+        settings = family.with_defaults(settings)
         if scheduler is None and (settings.timesteps != (0, 1000) or callable(settings.alpha)):
             raise ValueError(
                 "a bare denoiser does not tell the timestep; give apply(..., scheduler=...), or NegToMe(timesteps=(0, 1000)) "
@@ -106,7 +106,7 @@ class NegToMeEffect(Effect[NegToMe]):
             )
         settings.alphas(settings.timesteps[1], group_size)  # type: ignore[index]
         self.group_size = group_size
-        self.timesteps, self.position, self.active_steps = [], 0, 0
+        self.timesteps, self.position = [], 0
         self.plans.clear()
         self.counts = _counters(len(self._sites), call.device)
         self._rows, self._device = call.images, call.device
@@ -139,9 +139,6 @@ class NegToMeEffect(Effect[NegToMe]):
         if self.pictures and self.pictures.latents is not None:
             self.pictures.at_step(clock.seen(self.position))
         return True
-
-    def stepped(self, step: Any, clock: Clock) -> None:
-        self.active_steps += self.active
 
     def finish(self) -> None:
         verdicts.unpin()

@@ -49,7 +49,6 @@ class SafetyEffect(BranchEffect[SafeLatentDiffusion]):
         return active
 
     def stepped(self, step: Step, clock: Clock) -> None:
-        super().stepped(step, clock)
         self.momentum, self.taken = self.following, self.taken + 1
 
     def finish(self) -> None:

@@ -67,7 +67,7 @@ def find_denoiser(target: Any) -> tuple[nn.Module, Family]:
 
 def with_family_defaults(settings: Settings, target: Any) -> Settings:
     """A method's settings as ``target``, a pipeline or a denoiser, will use them: no field left at None that the family sets."""
-    return settings.with_defaults(**find_denoiser(target)[1].defaults.get(settings.name, {}))
+    return find_denoiser(target)[1].with_defaults(settings)
 
 
 for _family in (FLUX, SDXL, SD):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from negengine.methods.base import Method
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Grid = tuple[int, int]
+Settings = TypeVar("Settings", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -166,3 +169,7 @@ class Family:
     conditioning: Conditioning
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     unsupported: Mapping[str, str] = field(default_factory=dict)
+
+    def with_defaults(self, settings: Settings) -> Settings:
+        """A method's settings, with what this family sets in the fields that are None."""
+        return settings.with_defaults(**self.defaults.get(settings.name, {}))
