@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import triton
 from negengine.kernels.call import Call
-from negengine.kernels.triton import norms, schedule, tuning
+from negengine.kernels.triton import norms, plan, schedule, tuning
 from negengine.kernels.triton.match import CANDIDATES, match_kernel
 from negengine.kernels.triton.merge import merge_kernel
 from negengine.kernels.triton.norms import norms_kernel
-from negengine.kernels.triton.prepared import Prepared
-from negengine.kernels.triton.rows import FP8, INT8
+from negengine.kernels.triton.plan import Arguments, Launch
+from negengine.kernels.triton.rows import FP8, INT8, INTERPRETED
 from torch import Tensor
-from torch.library import wrap_triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 logger = logging.getLogger("negengine")
@@ -72,11 +71,52 @@ def match(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _run(call: Call, cosine: Tensor | None = None, index: Tensor | None = None) -> None:
-    roles = roles_of(call)
+    known = _plan(call, cosine, index) if _planned(call.x) else None
+    if known is not None:
+        known(Arguments.of(call, cosine, index))
+        return
+    for launch in laid_out(call, roles_of(call), cosine, index):
+        (launch.record if traced(call.x) else launch)()
+
+
+def bound(call: Call) -> Callable[[Call], None]:
+    """What :func:`negtome` comes to for calls with the signature of this one."""
+    simple = call.y.numel() > 0 and _rows(call.y) is call.y and _planned(call.x)
+    known = _plan(call, None, None) if simple else None
+    return negtome if known is None else lambda call: known(Arguments.of(call, None, None))
+
+
+MOST_PLANS = 256
+_plans: dict[tuple[Any, ...], plan.Plan] = {}
+
+
+def _plan(call: Call, cosine: Tensor | None, index: Tensor | None) -> plan.Plan | None:
+    """The plan of a call; None where the kernels read a copy, which a plan would take for workspace."""
+    key = (*call.signature(), index is not None)
+    if tuning.tuning_cache() is not None:  # what is captured before it is tuned has the defaults
+        key = (*key, "tuned", call.x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if key not in _plans:
+        roles = roles_of(call)
+        if not roles.as_given(call):
+            return None
+        if len(_plans) >= MOST_PLANS:
+            _plans.clear()
+        _plans[key] = plan.Plan(laid_out(call, roles, cosine, index), Arguments.of(call, cosine, index))
+    return _plans[key]
+
+
+def _planned(x: Tensor) -> bool:
+    """Whether calls are launched by plans: not where they are only recorded, and not on AMD GPUs, where a variant of a kernel also
+    depends on how much memory is behind each tensor."""
+    return not traced(x) and (INTERPRETED.value if x.device.type == "cpu" else x.is_cuda and torch.version.hip is None)
+
+
+def laid_out(call: Call, roles: Roles, cosine: Tensor | None = None, index: Tensor | None = None) -> list[Launch]:
+    """The launches of a call, whose workspace lives in their pointers."""
     space = workspace(call, roles)
-    _norms(call, roles, space)
-    candidates = _match(call, roles, space)
-    _merge(call, roles, space, candidates, cosine, index)
+    norms = _norms(call, roles, space)
+    candidates, match = _match(call, roles, space, norms)
+    return [norms, match, _merge(call, roles, space, candidates, cosine, index)]
 
 
 # --- roles and workspace -----------------------------------------------------------------------------------------
@@ -125,6 +165,10 @@ class Roles:
     @property
     def in_place(self) -> bool:
         return self.y is self.x
+
+    def as_given(self, call: Call) -> bool:
+        """Whether these are the tensors of the call, none of them a copy."""
+        return self.x is call.x and self.bank is call.bank and self.references is call.references
 
 
 def roles_of(call: Call) -> Roles:
@@ -198,21 +242,7 @@ def workspace(call: Call, roles: Roles) -> Workspace:
 # --- launches ----------------------------------------------------------------------------------------------------
 
 
-NORMS, MATCH, MERGE = Prepared(norms_kernel), Prepared(match_kernel), Prepared(merge_kernel)
-
-
-def _launch(
-    kernel: Prepared, programs: int, x: Tensor, pointers: tuple[Any, ...], sizes: tuple[int, ...], constants: dict[str, Any],
-    **options: int,
-) -> None:  # fmt: skip
-    """A launch, or its record in a traced graph."""
-    if traced(x):
-        wrap_triton(kernel.kernel)[(programs,)](*pointers, *sizes, **constants, **options)
-    else:
-        kernel.launch(programs, x, pointers, sizes, constants, **options)
-
-
-def _norms(call: Call, roles: Roles, space: Workspace) -> None:
+def _norms(call: Call, roles: Roles, space: Workspace) -> Launch:
     (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, roles.queries.shape[1]
     mask = call.mask
     pointers = (
@@ -229,7 +259,7 @@ def _norms(call: Call, roles: Roles, space: Workspace) -> None:
         "OWN": roles.own, "VECTOR": roles.vector, "ROWS": space.rows.rows, "BLOCK_D": space.rows.block_d,
     }  # fmt: skip
     programs = space.tiles * (len(roles.keys) + space.queries)
-    _launch(NORMS, programs, roles.x, pointers, sizes, constants, num_warps=space.rows.num_warps)
+    return Launch(norms_kernel, programs, pointers, sizes, constants, {"num_warps": space.rows.num_warps})
 
 
 @dataclass(frozen=True)
@@ -241,7 +271,8 @@ class Candidates:
     splits: int
 
 
-def _match(call: Call, roles: Roles, space: Workspace) -> Candidates:
+def _match(call: Call, roles: Roles, space: Workspace, before: Launch) -> tuple[Candidates, Launch]:
+    """Args: before: the launch that it needs the results of, where tuning tries it."""
     x, device, quantised = roles.x, architecture(roles.x.device), roles.quantised
     (B, K), M, T = roles.references.shape, roles.keys.shape[1], roles.queries.shape[1]
     left, right, pitch = (space.query_codes, space.key_codes, EXTENT) if quantised else (roles.queries, roles.keys, roles.vector)
@@ -249,7 +280,7 @@ def _match(call: Call, roles: Roles, space: Workspace) -> Candidates:
     shape = tuning.Shape(B, K, T, M, roles.x.shape[2], _updated(call))
     slots = CANDIDATES.value + 1 if quantised else 1
 
-    def match_with(config: tuning.MatchConfig) -> Candidates:
+    def match_with(config: tuning.MatchConfig) -> tuple[Candidates, Launch]:
         splits = tuning.splits(shape, config, device, right.itemsize, slots)
         parts = (splits, slots) if quantised else (splits,)
         score, index = (x.new_empty(B, *parts, T, dtype=dtype) for dtype in (torch.float32, torch.int32))
@@ -269,16 +300,20 @@ def _match(call: Call, roles: Roles, space: Workspace) -> Candidates:
             "PARTIAL": quantised == FP8.value and device.partial_sums,
         }  # fmt: skip
         programs = tuning.programs(shape, config, device, right.itemsize, splits)
-        _launch(MATCH, programs, x, pointers, sizes, constants, num_warps=config.num_warps, num_stages=config.num_stages)
-        return Candidates(score, index, splits)
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        return Candidates(score, index, splits), Launch(match_kernel, programs, pointers, sizes, constants, options)
+
+    def measured(config: tuning.MatchConfig) -> float:
+        before()
+        return milliseconds(lambda: match_with(config)[1]())
 
     kind = f"{call.search if quantised else str(x.dtype).removeprefix('torch.')} {call.matching}"
-    return match_with(_config(shape, x, right.itemsize, kind, quantised > 0 or roles.vector > 1, match_with))
+    return match_with(_config(shape, x, right.itemsize, kind, quantised > 0 or roles.vector > 1, measured))
 
 
 def _merge(
     call: Call, roles: Roles, space: Workspace, candidates: Candidates, cosine: Tensor | None, index: Tensor | None
-) -> None:  # fmt: skip
+) -> Launch:  # fmt: skip
     x, vector = roles.x, roles.vector
     y = x if roles.y is None else roles.y
     (B, K), (R, M, D), T = roles.references.shape, roles.bank.shape, x.shape[1]
@@ -303,7 +338,7 @@ def _merge(
         "BANK_MOVES": roles.bank_moves, "CAREFUL": roles.quantised > 0 or x.dtype != torch.float16, "QUANTISED": roles.quantised,
         "VECTOR": vector, "ROWS": config.rows, "BLOCK_D": config.block_d, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
     }  # fmt: skip
-    _launch(MERGE, row_tiles * B, x, pointers, sizes, constants, num_warps=config.num_warps)
+    return Launch(merge_kernel, row_tiles * B, pointers, sizes, constants, {"num_warps": config.num_warps})
 
 
 def _updated(call: Call) -> int | None:
@@ -321,7 +356,7 @@ _tuned: dict[tuple[tuning.Versions, str], tuning.MatchConfig] = {}
 
 
 def _config(
-    shape: tuning.Shape, x: Tensor, itemsize: int, kind: str, aligned: bool, match_with: Callable[[tuning.MatchConfig], object]
+    shape: tuning.Shape, x: Tensor, itemsize: int, kind: str, aligned: bool, measured: Callable[[tuning.MatchConfig], float]
 ) -> tuning.MatchConfig:
     """The default configuration, or, where tuning was asked for, the fastest; measured once per device, kept on disk."""
     cache = tuning.tuning_cache()
@@ -331,9 +366,7 @@ def _config(
         return tuning.match_config(shape, itemsize, architecture(x.device), aligned)
     key = versions(x.device), tuning.call_key(shape, kind, aligned)
     if key not in _tuned:
-        _tuned[key] = tuning.tune(
-            shape, itemsize, kind, architecture(x.device), aligned, key[0], cache, lambda c: milliseconds(lambda: match_with(c))
-        )
+        _tuned[key] = tuning.tune(shape, itemsize, kind, architecture(x.device), aligned, key[0], cache, measured)
     return _tuned[key]
 
 

@@ -12,20 +12,20 @@ ALIGNED = 16  # bytes: addresses that Triton compiles another variant for
 INT32 = 2**31
 
 
-def variant_key(x: Tensor, specialized: list[Any], constants: dict[str, Any], options: dict[str, int]) -> tuple[Any, ...]:
+def variant_key(x: Tensor, specialized: list[Tensor], constants: dict[str, Any], options: dict[str, int]) -> tuple[Any, ...]:
     """What decides which variant a launch takes.
 
     Args:
         specialized: the pointers of whose alignment there are variants.
     """
-    aligned = [p.data_ptr() % ALIGNED == 0 for p in specialized if isinstance(p, Tensor)]
+    aligned = [p.data_ptr() % ALIGNED == 0 for p in specialized]
     return (x.device.index, x.dtype, *aligned, *constants.values(), *options.values())
 
 
 class Prepared:
     """A kernel whose variants are told apart by constants, dtype and the alignment of tensors, and nothing else.
 
-    Triton inspects each of up to 55 arguments at every launch. Sizes are of no variant here as long as 32 bits hold them, and the
+    Triton inspects each argument at every launch. Sizes are of no variant here as long as 32 bits hold them, and the
     dtypes of small tensors follow from the constants. Triton's debug settings and hooks count when a variant is first launched.
 
     Args:
@@ -41,14 +41,19 @@ class Prepared:
         self._variants: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
 
     def launch(
-        self, programs: int, x: Tensor, pointers: tuple[Any, ...], sizes: tuple[int, ...], constants: dict[str, Any], **options: int
+        self,
+        programs: int,
+        x: Tensor,
+        pointers: tuple[Tensor, ...],
+        sizes: tuple[float, ...],
+        constants: dict[str, Any],
+        **options: int,
     ) -> None:
         """One launch of ``programs`` blocks.
 
         Args:
             x: of whose dtype, and on whose device, the call is.
-            pointers: tensors and descriptors. sizes: integers. Both in the order of the kernel's parameters, in which the
-                constants are last.
+            pointers: tensors. sizes: numbers. Both in the order of the kernel's parameters, in which the constants are last.
         """
         key = variant_key(x, [pointers[number] for number in self._specialized], constants, options)
         variant = self._variants.get(key)
@@ -60,4 +65,6 @@ class Prepared:
                 self._variants[key] = compiled, tuple(constants[name] for name in names)
             return
         compiled, values = variant
-        compiled[(programs, 1, 1)](*pointers, *sizes, *values, stream=torch.cuda.current_stream(x.device).cuda_stream)
+        addresses = (p.data_ptr() for p in pointers)  # of a tensor, the launcher would ask the driver
+        stream = triton.runtime.driver.active.get_current_stream(x.device.index)
+        compiled[(programs, 1, 1)](*addresses, *sizes, *values, stream=stream)

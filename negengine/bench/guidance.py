@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -121,9 +122,15 @@ def variants(case: Case, device: str, compiled: bool) -> dict[str, Callable[[], 
             plain, arguments = plain_evidence, (x, y, c, n, u, means.float(), g)
     found["plain"] = lambda: plain(*arguments)
     if compiled:
-        fused = torch.compile(plain, dynamic=True)
+        fused = _compiled(plain)
         found["plain + compile"] = lambda: fused(*arguments)
     return found
+
+
+@functools.cache
+def _compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled whole: a call that could not be would raise, not run uncompiled."""
+    return torch.compile(plain, dynamic=True, fullgraph=True)
 
 
 def _takes(name: str, device: str, case: Case) -> bool:
@@ -132,6 +139,7 @@ def _takes(name: str, device: str, case: Case) -> bool:
 
 
 @torch.inference_mode()
+@torch._dynamo.config.patch(recompile_limit=64)  # by batch, channels and dtype
 def measure(case: Case, device: str, rounds: int = 15, compiled: bool = True) -> list[dict[str, Any]]:
     """One row a variant: seconds, ratios to the rivals, the floor in bytes and, at the bandwidth of a copy, in seconds."""
     before = ceilings.copy_bandwidth(device)

@@ -21,7 +21,7 @@ import negengine.ops.cpu  # isort: skip
 import negengine.ops.triton  # isort: skip
 import negengine.ops.eager  # noqa: F401  # isort: skip
 from negengine.kernels.call import Call
-from negengine.ops import registry
+from negengine.ops import registry, repeated
 from negengine.reference import MATCHINGS, is_disjoint
 
 _LIBRARY = torch.library.Library("negengine", "DEF")
@@ -146,10 +146,12 @@ def negtome_(
         _check(Call(x, bank_or_own, references, mask, matching, search, keep=keep, stats=stats, table=table), backend)
     if 0 in x.stride() and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
         raise ValueError("x repeats the same memory (an expanded tensor) and cannot be overwritten; call x.contiguous() first")
-    alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
-    torch.ops.negengine.negtome_(
-        x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint, table
-    )
+    given = (as_alpha(alpha, x), as_threshold(threshold, x), keep, stats, mask, matching, search, backend, disjoint, table)
+    if not torch.compiler.is_compiling() and repeated.applies(x):
+        call, backend = _negtome_record(x, bank, references, *given)
+        repeated.run(call, backend, _settle)
+    else:
+        torch.ops.negengine.negtome_(x, bank, references, *given)
     return x
 
 
@@ -320,11 +322,22 @@ def _negtome(x, bank, references, alpha, threshold, keep, mask, matching, search
     return _checked(Call(x, bank, references, mask, matching, search, y, alpha, threshold, keep, table=table), backend)
 
 
-def _negtome_(x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False, table=None):  # type: ignore[no-untyped-def]
+def _negtome_record(  # type: ignore[no-untyped-def]
+    x, bank, references, alpha, threshold, keep, stats, mask, matching, search, backend, disjoint=False, table=None
+):
     own = bank is None
     bank = x if own else bank
-    call = Call(x, bank, references, mask, matching, search, x, alpha, threshold, keep, stats, disjoint and own, table)
-    return _checked(call, backend)
+    return Call(x, bank, references, mask, matching, search, x, alpha, threshold, keep, stats, disjoint and own, table), backend
+
+
+def _negtome_(*args, **kwargs):  # type: ignore[no-untyped-def]
+    return _checked(*_negtome_record(*args, **kwargs))
+
+
+def _settle(call: Call, backend: str | None) -> Callable[[Call], None]:
+    """Check a call in place and choose its backend, for it and those alike."""
+    chosen = _chosen(*_checked(call, backend))
+    return chosen.run if chosen.bound is None else chosen.bound(call)
 
 
 def _checked(call: Call, backend: str | None) -> tuple[Call, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Backend:
         refuses: ``(device, dtype, search) ->`` None if it takes such a call, else why not.
         match: searches only; returns cosine ``[B, T]`` and index int32 ``[B, T]``.
         run: the whole call; writes ``call.y`` and adds to ``call.stats``.
+        bound: what ``run`` comes to for calls with the signature of this one, where something can be prepared for them.
         defers: None if this backend should be chosen by itself for the call, else why the next one that can run it should be.
         fingerprint: of the sources that ``traced`` opens into.
         traced: name of an operator -> what a compiled graph shows in its place, by the same arguments but ``backend``; operators
@@ -59,6 +61,7 @@ class Backend:
     refuses: Callable[[torch.device, torch.dtype, str], str | None]
     match: Callable[[Call], tuple[Tensor, Tensor]]
     run: Callable[[Call], None]
+    bound: Callable[[Call], Callable[[Call], None]] | None = None
     defers: Callable[[Call], str | None] = never
     fingerprint: Callable[[], str] = lambda: ""
     traced: Mapping[str, Callable[..., object]] = field(default_factory=dict)
@@ -66,6 +69,19 @@ class Backend:
 
 
 _BACKENDS: dict[str, Backend] = {}  # in order of preference
+_changes = itertools.count(1)
+_state = 0
+
+
+def changed() -> None:
+    """Say that a call may get another backend than before."""
+    global _state
+    _state = next(_changes)
+
+
+def state() -> int:
+    """As long as it is the same, calls alike get the same backend."""
+    return _state
 
 
 def register_backend(backend: Backend) -> None:
@@ -73,6 +89,7 @@ def register_backend(backend: Backend) -> None:
     if backend.name in _BACKENDS:
         raise ValueError(f"backend {backend.name!r} is registered already")
     _BACKENDS[backend.name] = backend
+    changed()
 
 
 @contextmanager
@@ -83,6 +100,7 @@ def registered(backend: Backend) -> Iterator[Backend]:
         yield backend
     finally:
         del _BACKENDS[backend.name]
+        changed()
 
 
 def backends() -> dict[str, str | None]:

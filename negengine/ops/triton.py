@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -19,6 +20,7 @@ from negengine.ops.registry import Backend, Guidance, register_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST = (8, 0)  # compute capability
+_HERE = contextlib.nullcontext()
 
 
 def _interpreted() -> bool:
@@ -57,11 +59,13 @@ def _refuses(device: torch.device, dtype: torch.dtype, search: str) -> str | Non
     return None
 
 
-def _on(x: Tensor) -> torch.cuda.device:
+def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Makes the device of real tensors the current one."""
     from negengine.kernels.triton import launch
 
-    return torch.cuda.device(x.device if x.is_cuda and not launch.traced(x) else -1)
+    if not x.is_cuda or launch.traced(x) or x.device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(x.device)
 
 
 def _match(call: Call) -> tuple[Tensor, Tensor]:
@@ -78,6 +82,20 @@ def _run(call: Call) -> None:
     verdicts.warn_if_wrong(call)
     with _on(call.x):
         launch.negtome(call)
+
+
+def _bound(call: Call) -> Callable[[Call], None]:
+    from negengine.kernels.triton import launch
+
+    verdicts.warn_if_wrong(call)
+    with _on(call.x):
+        run = launch.bound(call)
+
+    def here(call: Call) -> None:
+        with _on(call.x):
+            run(call)
+
+    return here
 
 
 # --- what a compiled graph shows: the same launches, recorded ----------------------------------------------------
@@ -192,6 +210,7 @@ register_backend(
         refuses=_refuses,
         match=_match,
         run=_run,
+        bound=_bound,
         defers=verdicts.defers,
         fingerprint=verdicts.fingerprint,
         # the interpreter runs kernels, it cannot record them

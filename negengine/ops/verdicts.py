@@ -26,6 +26,7 @@ import torch
 from negengine.kernels import call as call_module
 from negengine.kernels.call import Call
 from negengine.kernels.files import JsonFile, cache_folder, fingerprint_of
+from negengine.ops import registry
 
 logger = logging.getLogger("negengine")
 
@@ -361,10 +362,17 @@ _pinned = _Pinned()
 def pin() -> None:
     """From here on this thread sees no verdict change, until :func:`unpin`: the backend stays the same within a pipeline call."""
     _pinned.view = dict(_known)
+    registry.changed()
 
 
 def unpin() -> None:
     _pinned.view = None
+    registry.changed()
+
+
+def view() -> int | None:
+    """Which verdicts this thread sees: a name of what it has pinned."""
+    return None if _pinned.view is None else id(_pinned.view)
 
 
 def find(subject: Subject) -> Verdict | None:
@@ -387,6 +395,7 @@ def look_up(key: Key) -> Verdict | None:
 def remember(subject: Subject, verdict: Verdict) -> None:
     """Let this process know a verdict."""
     _known[subject] = verdict
+    registry.changed()
 
 
 def learn(subject: Subject, key: Key, verdict: Verdict) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 from negengine.kernels.call import Call
-from negengine.kernels.triton import launch, match, merge, occupancy, prepared, schedule, tuning
+from negengine.kernels.triton import launch, match, merge, occupancy, plan, schedule, tuning
 from triton_cases import (
     DEVICE,
     GPU,
@@ -101,7 +101,7 @@ def test_only_images_that_are_read_and_written_are_copied(mode, moved):
         call = Call(x, x, table, None, "paper", "exact", y)
         roles = launch.roles_of(call)
         space = launch.workspace(call, roles)
-        launch._norms(call, roles, space)
+        launch._norms(call, roles, space)()
         return roles, space
 
     roles, space = prepared(x)
@@ -131,7 +131,7 @@ class Allocations(TorchDispatchMode):
 def test_workspace_at_the_sizes_of_flux(disjoint, monkeypatch):
     """On the meta device, with kernels that do nothing: what a call reserves beyond its tensors."""
 
-    monkeypatch.setattr(launch, "_launch", lambda *arguments, **options: None)
+    monkeypatch.setattr(plan.Launch, "__call__", lambda self: None)
     monkeypatch.setattr(launch, "architecture", lambda device: tuning.ARCHITECTURES["sm_90"])
     monkeypatch.setattr(launch, "_described", lambda tensor, *_: tensor)
     x = torch.empty(4, 4096, 3072, dtype=torch.bfloat16, device="meta")
@@ -162,13 +162,14 @@ def test_a_promise_to_be_disjoint():
 
 @RUNS
 def test_at_most_three_launches(monkeypatch):
-    launches, launched = [], prepared.Prepared.launch
+    launches, launched = [], plan.Launch.__call__
 
-    def counted(kernel, *arguments, **options):
-        launches.append(kernel.kernel.__name__)
-        launched(kernel, *arguments, **options)
+    def counted(self):
+        launches.append(self.kernel.__name__)
+        return launched(self)
 
-    monkeypatch.setattr(prepared.Prepared, "launch", counted)
+    monkeypatch.setattr(plan.Launch, "__call__", counted)
+    launch._plans.clear()  # what is planned already, Triton is not asked to launch
     x, stats = batch(), torch.zeros(3, dtype=torch.int64, device=DEVICE)
     for mode in ("first", "others"):
         launches.clear()
