@@ -10,9 +10,10 @@ pytest.importorskip("triton")
 
 import triton
 from negengine.kernels.call import Call
-from negengine.kernels.triton import launch, prepared, rows, tuning
+from negengine.kernels.triton import guidance_launch, launch, prepared, rows, tuning
 
 from negengine.bench.launches import _Device
+from negengine.kernels import guidance
 from negengine.reference import group_references, is_disjoint
 
 pytestmark = pytest.mark.skipif(rows.INTERPRETED.value, reason="the interpreter compiles nothing")
@@ -93,27 +94,32 @@ def test_the_count_sees_a_variant(seen):
     assert all(n > one[name] for name, n in counted(seen).items())
 
 
-def test_a_prepared_launch_takes_the_variant_that_triton_would(seen, monkeypatch):
-    """What tells variants apart for a prepared launch does so at least as finely as Triton's own look at all arguments."""
-    variants, key = {}, prepared.variant_key
-
-    def watched(*arguments):
-        latest.append(key(*arguments))
-        return latest[-1]
+@pytest.fixture
+def variants(seen, monkeypatch):
+    """(kernel's name, what we tell variants apart by) -> the keys under which Triton would have compiled it."""
+    found = Variants()
 
     def asked(*, key, fn, **_):
-        variants.setdefault((fn.name, latest[-1]), set()).add(key)
+        found.keys.setdefault((fn.name, found.latest), set()).add(key)
         return True
 
-    latest = []
-    monkeypatch.setattr(prepared, "variant_key", watched)
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", asked)
+    return found
+
+
+class Variants:
+    def __init__(self):
+        self.latest, self.keys = None, {}
+
+
+def test_calls_alike_take_one_variant(variants):
+    """The signature of a call tells variants apart at least as finely as Triton's own look at all arguments."""
     quantised = {"sm_80": "int8"}.get(triton.runtime.driver._active.architecture, "fp8")
     for search in ("exact", quantised):
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for B, T, D, start in ((3, 70, 640, 0), (2, 33, 3072, 1), (4, 64, 37, 0), (1, 1, 8, 2), (5, 300, 1280, 3)):
                 for matching, mode in (("paper", "others"), ("paper", "first"), ("release", "first")):
-                    for given in range(8):
+                    for given in [*range(8)] * 2:
                         x = torch.empty(B, start + T, D + given % 2, dtype=dtype)[:, start:, given % 2 :]
                         table = group_references(mode, B, B)
                         mask, keep = torch.ones(B, T, dtype=torch.bool), torch.ones(B, T, dtype=torch.bool)
@@ -123,10 +129,44 @@ def test_a_prepared_launch_takes_the_variant_that_triton_would(seen, monkeypatch
                             keep=keep if given & 4 else None,
                             stats=torch.zeros(3, dtype=torch.int64) if given & 4 else None,
                         )  # fmt: skip
+                        variants.latest = call.signature()
                         launch.negtome(call)
-                        launch.match(call._replace(y=None, alpha=None, threshold=None, keep=None, stats=None))
-    assert len(variants) > 100
-    assert all(len(keys) == 1 for keys in variants.values())
+                        search_alone = call._replace(y=None, alpha=None, threshold=None, keep=None, stats=None)
+                        variants.latest = search_alone.signature()
+                        launch.match(search_alone)
+    assert len(variants.keys) > 100
+    assert all(len(keys) == 1 for keys in variants.keys.values())
+
+
+def test_a_prepared_launch_takes_the_variant_that_triton_would(variants, monkeypatch):
+    """What tells variants of guidance apart does so at least as finely as Triton's own look at all arguments."""
+    key = prepared.variant_key
+
+    def watched(*arguments):
+        variants.latest = key(*arguments)
+        return variants.latest
+
+    monkeypatch.setattr(prepared, "variant_key", watched)
+    strengths = {dtype: torch.zeros(4, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+    means = torch.zeros(4, dtype=torch.float64)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for n, size, start in ((1, 64, 0), (2, 1024, 1), (3, 1, 0), (4, 16384, 8), (4, 37, 0)):
+            rows = [torch.empty(n, start + size, dtype=dtype)[:, start:] for _ in range(3)]
+            for guided in (False, True):
+                branches = guidance.Branches(
+                    *rows[:2], rows[2] if guided else None, strengths[torch.float32][:1] if guided else None, False
+                )
+                for copies in (1, 2):
+                    guidance_launch.guide(
+                        guidance.Guide(branches, strengths[torch.float32][:n], copies, torch.empty(copies * n, size, dtype=dtype))
+                    )
+                for clip in (None, 1.0, 2.5):
+                    guidance_launch.evidence(guidance.Evidence(branches, *rows[:2], means, clip))
+            tokens = [torch.empty(n, 3, start + size, dtype=dtype)[..., start:] for _ in range(2)]
+            for scale in (1.0, 5.0):
+                guidance_launch.nag(guidance.Nag(*tokens, scale, 2.5, 0.25, tokens[0], tokens[1] if n > 1 else None))
+    assert len(variants.keys) > 20
+    assert all(len(keys) == 1 for keys in variants.keys.values())
 
 
 def test_a_known_variant_is_launched_without_triton(monkeypatch):
@@ -146,10 +186,11 @@ def test_a_known_variant_is_launched_without_triton(monkeypatch):
         def __getitem__(self, grid):
             return lambda *arguments, **settings: asked.append((grid, arguments, settings)) or Variant()
 
-    class Stream:
-        cuda_stream = 7
+    class Driver:
+        class active:
+            get_current_stream = staticmethod(lambda device: 7)
 
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream)
+    monkeypatch.setattr(triton.runtime, "driver", Driver)
     kernel, x = prepared.Prepared(Kernel()), torch.empty(8)
     calls = (
         ((5, 2**31), True, 4),
@@ -164,7 +205,7 @@ def test_a_known_variant_is_launched_without_triton(monkeypatch):
     assert [call[1][1:] for call in asked] == [(5, 2**31), (1, 2), (5, 6), (5, 2**31), (5, 6)]
     assert [call[0] for call in asked] == [(9,)] * 5
     assert asked[0][2] == {"OWN": True, "ROWS": 16, "num_warps": 4}
-    assert launched == [((9, 1, 1), (x, 5, 6, 16, True), 7)]
+    assert launched == [((9, 1, 1), (x.data_ptr(), 5, 6, 16, True), 7)]
     monkeypatch.setattr(torch.version, "hip", "7")  # there the memory behind a tensor decides, too
     kernel.launch(9, x, (x,), (5, 6), {"OWN": True, "ROWS": 16}, num_warps=4)
     assert len(asked) == 6
