@@ -71,7 +71,7 @@ SHAPES = ("flux-1024", "flux-768", "sdxl-64", "sdxl-32")
 REHEARSED = ("3x40x48", "3x33x48", "3x40x16", "3x17x32")  # what an interpreter does in seconds
 SLACK = 6  # times as long as on a GPU
 PARTS = {  # seconds of each
-    "fast": 300, "cases": 470, "compiled": 470, "tiles": 470, "contract": 470, "suite": 470,
+    "fast": 300, "models": 470, "cases": 470, "compiled": 470, "tiles": 470, "contract": 470, "suite": 470,
 }  # fmt: skip
 
 
@@ -96,7 +96,11 @@ class Plan:
         smallest = self.shapes[-1:]
         if part == "fast":
             tiles = [self.measuring(f"tiles {shape}", 60, "tiles", shape, *self.rounds) for shape in self.shapes]
-            return [*self.operator(self.shapes, 60), self.gpu_tests(75), self.contract(3, 90), *tiles, self.verdicts(90)]
+            tests = [self.gpu_tests(75), self.contract(3, 90), self.guidance(75)]
+            return [*self.operator(self.shapes, 60), *tests, *tiles, self.verdicts(90)]
+        if part == "models":  # needs diffusers
+            kinds = [(model, *how) for how in ((), ("--compiled",)) for model in ("sdxl-base", "flux-dev")]
+            return [self.measuring(" ".join(("denoiser", *kind)), 150, "denoisers", *kind) for kind in kinds]
         if part == "cases":
             kinds = ("--matching release", "--dtype float16", "--dtype float32")
             found = [section for kind in kinds for section in self.operator(self.shapes, 120, *kind.split())]
@@ -108,7 +112,7 @@ class Plan:
             return [*tiles, self.verdicts(200, "--dtypes", "float16", "float32")]
         if part == "contract":
             return [self.contract(50, 460)]
-        names = ("dispatch", "end_to_end", "scaling")  # these need pytest-benchmark, the second diffusers
+        names = ("guidance", "dispatch", "end_to_end", "scaling")  # these need pytest-benchmark, the third diffusers
         where = ("--results", str(self.results), "-p", "no:cacheprovider")
         return [Section(name, ((sys.executable, "-m", "pytest", f"bench/test_{name}.py", *where),), 400) for name in names]
 
@@ -139,8 +143,15 @@ class Plan:
         return Section("tests that need a GPU", shards(jobs, "tests/kernels/test_triton_gpu.py", "-m", "gpu"), limit)
 
     def contract(self, examples: int, limit: float) -> Section:
-        command = shards(self.jobs, "tests/ops/test_contract.py", "-k", f"triton-{self.device} and not auto")  # which is exact
+        kernels = f"triton-{self.device} and not auto"  # which is exact
+        chosen = kernels if self.device == "cpu" else f"({kernels}) or torch-{self.device}"  # on CPUs `make test` has the fallback
+        command = shards(self.jobs, "tests/ops/test_contract.py", "-k", chosen)
         return Section(f"contract, {examples} examples", command, limit, {"NEGENGINE_EXAMPLES": str(examples)})
+
+    def guidance(self, limit: float) -> Section:
+        chosen = "triton" if self.device == "cpu" else self.device
+        command = shards(self.jobs, "tests/ops/test_guidance.py", "-k", f"{chosen} and not opcheck")
+        return Section("guidance's contract", command, limit, {"NEGENGINE_EXAMPLES": "3"})
 
 
 def shards(jobs: int, *arguments: str) -> tuple[tuple[str, ...], ...]:

@@ -1,7 +1,8 @@
 """One forward of the true denoisers of FLUX.1-dev and SDXL: ``python -m negengine.bench.denoisers flux-dev --results out``.
 
 Public configurations, random weights: time does not depend on the weights. Merging is active in the forward, in every block that
-the family merges by default. One model serves all variants, which take turns, since two of FLUX.1 do not fit one GPU.
+the family merges by default. One model serves all variants, since two of FLUX.1 do not fit one GPU. They take turns; compiled, each
+has all its rounds in a row, as another variant compiles anew.
 """
 
 from __future__ import annotations
@@ -94,9 +95,20 @@ BUILD = {"flux-dev": flux_dev, "sdxl-base": sdxl_base}
 
 @torch.inference_mode()
 def measure(
-    name: str, device: str, dtype: torch.dtype, size: int, images: int, depth: tuple[int, ...], rounds: int
+    name: str,
+    device: str,
+    dtype: torch.dtype,
+    size: int,
+    images: int,
+    depth: tuple[int, ...],
+    rounds: int,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
-    """One row a variant; seconds of a forward."""
+    """One row for each variant; seconds of a forward.
+
+    Args:
+        compiled: its repeated blocks, each as one graph.
+    """
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -116,26 +128,31 @@ def measure(
     with registry.registered(published_backend(images, settings.alpha, float(settings.threshold or 0))) as published:
         choices[PUBLISHED] = dataclasses.replace(settings, backend=published.name)
         choices[AGAIN] = None
-        for round_ in range(1 + rounds):
-            for case, choice in choices.items():
-                if choice is not None:
-                    negengine.apply(model, choice)
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                if round_ == 0:
-                    forward()  # compiles
+        if compiled:
+            model.compile_repeated_blocks(fullgraph=True)  # type: ignore[operator]
+        # the first two forwards of a variant compile and are not counted
+        turns = [(case, 2 + rounds) for case in choices] if compiled else [(case, 1) for _ in range(2 + rounds) for case in choices]
+        done = dict.fromkeys(choices, 0)
+        for case, forwards in turns:
+            choice = choices[case]
+            if choice is not None:
+                negengine.apply(model, choice)
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            for _ in range(forwards):
                 spent = _timed(forward, device)
-                if round_:
+                done[case] += 1
+                if done[case] > 2:
                     seconds.setdefault(case, []).append(spent)
-                if device == "cuda":
-                    memory[case] = torch.cuda.max_memory_allocated()
-                if choice is not None:
-                    if case != PUBLISHED:
-                        shares[case] = negengine.status(model)[negengine.NegToMe].merged_share
-                    negengine.remove(model)
+            if device == "cuda":
+                memory[case] = torch.cuda.max_memory_allocated()
+            if choice is not None:
+                if case != PUBLISHED:
+                    shares[case] = negengine.status(model)[negengine.NegToMe].merged_share
+                negengine.remove(model)
     steps, active = LOOPS[name]
     base = statistics.median(seconds[WITHOUT])
-    about = {"model": name, "size": size, "images": images, "depth": "x".join(map(str, depth)) or "full"}
+    about = {"model": name, "size": size, "images": images, "depth": "x".join(map(str, depth)) or "full", "compiled": compiled}
     rows = []
     for case, times in seconds.items():
         overhead = statistics.median(times) / base - 1
@@ -166,14 +183,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--depth", help="fewer blocks: FLUX.1's joint+single, like 1+2; SDXL's transformer layers at its two lower levels"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="the repeated blocks, each as one graph")
     given = parser.parse_args(arguments)
     depth = tuple(map(int, given.depth.split("+"))) if given.depth else ()
-    rows = measure(given.model, given.device, torch.bfloat16, given.size, given.images, depth, given.rounds)
+    how = (given.size, given.images, depth, given.rounds, given.compiled)
+    rows = measure(given.model, given.device, torch.bfloat16, *how)
     Results(given.results / "denoisers.json", "denoisers", proceed=True).add(rows)
     for row in rows:
+        what = f"{row['model']}{', compiled' * row['compiled']}, {row['size']} x {row['images']}: {row['variant']:18}"
         print(
-            f"{row['model']} {row['size']} x {row['images']}: {row['variant']:18} {row['median'] * 1e3:9.2f} ms"
-            f"  {row['overhead']:+.2%} of the forward, {row['loop_overhead']:+.2%} of a loop, merged {row['merged_share']}"
+            f"{what} {row['median'] * 1e3:9.2f} ms  {row['overhead']:+.2%} of the forward, {row['loop_overhead']:+.2%} of a loop, "
+            f"merged {row['merged_share']}"
         )
     return 0
 

@@ -191,7 +191,12 @@ def _check_owners(effects: dict[type[Method], Effect[Any]]) -> None:
 
 
 def _forget_compiled(target: Any, denoiser: nn.Module, family: Family) -> None:
-    """Compiled code does not look for hooks that came after it (torch._dynamo's skip_nnmodule_hook_guards)."""
+    """Compiled code does not look for hooks that came after it.
+
+    Nor do blocks alike that share code look whether one of them has none, unless ``skip_nnmodule_hook_guards`` is off: those that
+    merge would run the code of those that do not.
+    """
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
     given = target if isinstance(target, nn.Module) else getattr(target, family.component)
     wrapped = given is not denoiser  # by torch.compile(module)
     if wrapped or any(module._compiled_call_impl is not None for module in denoiser.modules()):

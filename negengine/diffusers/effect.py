@@ -91,6 +91,13 @@ class Effect(Generic[Settings]):
         """Where it wants to hear: the denoiser's sites, or further places of :data:`Site.where` ``"arguments"``."""
         return ()
 
+    def spot(self, number: int) -> Any:
+        """What it wants to be told at its site ``number``; asked once.
+
+        Blocks alike share compiled code, which is made anew for every number and string that differs, but not for tensors.
+        """
+        return number
+
     # --- on the host, between forwards ---------------------------------------------------------------------------
 
     def prove(self, devices: Iterable[torch.device], dtype: torch.dtype, denoiser: nn.Module) -> None:
@@ -130,6 +137,9 @@ class Effect(Generic[Settings]):
 
     # --- in the forward ------------------------------------------------------------------------------------------
 
+    def arrived(self, rows: Rows, device: torch.device) -> None:
+        """The denoiser is called with ``rows.base`` rows on this device."""
+
     def inputs(self, inputs: dict[str, Any], rows: Rows) -> dict[str, Any]:
         """The denoiser's inputs by name, with the conditioning edited."""
         return inputs
@@ -138,12 +148,12 @@ class Effect(Generic[Settings]):
         """The rows that it wants in this call."""
         return None
 
-    def arguments(self, arguments: dict[str, Any], number: int, rows: Rows) -> dict[str, Any]:
-        """What the module of its site ``number`` is called with, by name."""
+    def arguments(self, arguments: dict[str, Any], spot: Any, rows: Rows) -> dict[str, Any]:
+        """What the module of its site is called with, by name."""
         return arguments
 
-    def tokens(self, x: Tensor, number: int, rows: Rows) -> Tensor | None:
-        """The image tokens ``[rows, tokens, D]`` at its site ``number``: changed in place, or returned anew."""
+    def tokens(self, x: Tensor, spot: Any, rows: Rows) -> Tensor | None:
+        """The image tokens ``[rows, tokens, D]`` at its site: changed in place, or returned anew."""
         return None
 
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:

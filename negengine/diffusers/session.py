@@ -30,10 +30,10 @@ SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "s
 
 @dataclass
 class Place:
-    """A module that is listened to: ``heard`` holds the effects that do, each with its own number of the site."""
+    """A module that is listened to: ``heard`` holds the effects that do, each with its own spot, see :meth:`Effect.spot`."""
 
     site: Site
-    heard: list[tuple[Effect[Any], int]] = field(default_factory=list)
+    heard: list[tuple[Effect[Any], Any]] = field(default_factory=list)
 
 
 class Session:
@@ -55,6 +55,7 @@ class Session:
         self.size: Grid | None = None
         self.grids: dict[int, Grid] = {}
         self.places = places(self.effects)
+        self.awaiting = [effect for effect in self.effects if overrides(effect, "arrived")]
         self.editors = [effect for effect in self.effects if overrides(effect, "inputs")]
         joiners = [effect for effect in self.effects if effect.joining]
         self.joiners = sorted(joiners, key=lambda effect: not effect.places_rows_first)
@@ -112,7 +113,7 @@ class Session:
         """Nothing drives a copied denoiser: its hooks stay silent."""
         twin = copy.copy(self)
         twin.active = twin.open = False
-        twin.effects, twin.editors, twin.joiners, twin.owners = [], [], [], []
+        twin.effects, twin.awaiting, twin.editors, twin.joiners, twin.owners = [], [], [], [], []
         return twin
 
     def detach(self) -> None:
@@ -140,16 +141,16 @@ class Session:
         self._hooks = [denoiser.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)]
         if self.joiners or self.owners:
             self._hooks.append(denoiser.register_forward_hook(self._leave))
-        for number, (place, module) in enumerate(zip(self.places, modules, strict=True)):
+        for place, module in zip(self.places, modules, strict=True):
             site = place.site
             if site.where == "input":
-                hook = module.register_forward_pre_hook(functools.partial(_site_input, self, number))
+                hook = module.register_forward_pre_hook(functools.partial(_site_input, self, place))
             elif site.where == "arguments":
                 names = tuple(inspect.signature(module.forward).parameters)
-                listener = functools.partial(_site_arguments, self, number, names)
+                listener = functools.partial(_site_arguments, self, place, names)
                 hook = module.register_forward_pre_hook(listener, with_kwargs=True)
             else:
-                hook = module.register_forward_hook(functools.partial(_site_output, self, number, site.text_first))
+                hook = module.register_forward_hook(functools.partial(_site_output, self, place, site.text_first))
             self._hooks.append(hook)
 
     def _reattach(self, denoiser: nn.Module) -> None:
@@ -186,7 +187,11 @@ class Session:
             return inputs
         conditioning = self.family.conditioning
         rows = self.rows
-        rows.base = rows.total = len(inputs[conditioning.sample])
+        sample = inputs[conditioning.sample]
+        rows.base = rows.total = len(sample)
+        for effect in self.awaiting:
+            if effect.active:
+                effect.arrived(rows, sample.device)
         for effect in self.editors:
             if effect.active:
                 inputs = effect.inputs(inputs, rows)
@@ -209,11 +214,11 @@ class Session:
                 base = effect.prediction(base, sample[effect.start : effect.stop])
         return base
 
-    def tokens(self, x: Tensor, place: int) -> Tensor:
+    def tokens(self, x: Tensor, place: Place) -> Tensor:
         """What the effects make of the tokens at a place: ``x`` itself where they changed it in place, or nothing."""
-        for effect, number in self.places[place].heard:
+        for effect, spot in place.heard:
             if effect.active:
-                changed = effect.tokens(x, number, self.rows)
+                changed = effect.tokens(x, spot, self.rows)
                 x = x if changed is None else changed
         return x
 
@@ -377,29 +382,31 @@ def places(effects: Sequence[Effect[Any]]) -> list[Place]:
     found: dict[tuple[str, str], Place] = {}
     for effect in sorted(effects, key=lambda effect: effect.listens_last):
         for number, site in enumerate(effect.sites()):
-            found.setdefault((site.path, site.where), Place(site)).heard.append((effect, number))
+            found.setdefault((site.path, site.where), Place(site)).heard.append((effect, effect.spot(number)))
     return list(found.values())
 
 
-def _site_input(session: Session, place: int, module: nn.Module, args: tuple[Any, ...]) -> Any:
+def _site_input(session: Session, place: Place, module: nn.Module, args: tuple[Any, ...]) -> Any:
     if session.active:
         x = session.tokens(args[0], place)
         return None if x is args[0] else (x, *args[1:])
     return None
 
 
-def _site_output(session: Session, place: int, text_first: bool, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def _site_output(
+    session: Session, place: Place, text_first: bool, module: nn.Module, args: tuple[Any, ...], output: Tensor
+) -> None:
     if session.active:
         session.tokens(output[:, session.text_tokens :] if text_first else output, place)
 
 
 def _site_arguments(
-    session: Session, place: int, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    session: Session, place: Place, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     if not session.active:
         return None
     arguments = dict(zip(names, args, strict=False)) | kwargs
-    for effect, number in session.places[place].heard:
+    for effect, spot in place.heard:
         if effect.active:
-            arguments = effect.arguments(arguments, number, session.rows)
+            arguments = effect.arguments(arguments, spot, session.rows)
     return (), arguments

@@ -19,13 +19,13 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
-def keep_tokens(rows: int, tokens: int, dropout: float, seed: Tensor, stream: int) -> Tensor:
+def keep_tokens(rows: int, tokens: int, dropout: float, seed: Tensor, stream: int | Tensor) -> Tensor:
     """Bool ``[rows, tokens]`` on ``seed``'s device, each false with probability ``dropout``.
 
     Args:
         rows: images. tokens: per image. dropout: in ``[0, 1)``.
         seed: int64, one element; varies by step.
-        stream: varies by block.
+        stream: varies by block; a tensor on ``seed``'s device where compiled code serves several blocks.
     """
     position = torch.arange(rows * tokens, device=seed.device, dtype=torch.int64)
     key = _mix(seed.view(()) * _STEP + stream)

@@ -89,13 +89,13 @@ def _bound(call: Call) -> Callable[[Call], None]:
 
     verdicts.warn_if_wrong(call)
     with _on(call.x):
-        run = launch.bound(call)
+        run, device = launch.bound(call), call.x.device
 
-    def here(call: Call) -> None:
-        with _on(call.x):
+    def there(call: Call) -> None:
+        with torch.cuda.device(device):
             run(call)
 
-    return here
+    return lambda call: (run if device.index == torch.cuda.current_device() else there)(call)
 
 
 # --- what a compiled graph shows: the same launches, recorded ----------------------------------------------------

@@ -7,6 +7,7 @@ from negengine.reference.negtome import (
     cosine,
     draw_keep,
     group_references,
+    group_rows,
     is_disjoint,
     match,
     merge,
@@ -15,6 +16,6 @@ from negengine.reference.negtome import (
 )
 
 __all__ = [
-    "EPS", "MATCHINGS", "MODES", "cosine", "draw_keep", "group_references", "is_disjoint", "match", "merge", "negtome",
-    "negtome_batch",
+    "EPS", "MATCHINGS", "MODES", "cosine", "draw_keep", "group_references", "group_rows", "is_disjoint", "match", "merge",
+    "negtome", "negtome_batch",
 ]  # fmt: skip

@@ -131,8 +131,8 @@ def negtome_batch(
     return y
 
 
-def group_references(mode: str, rows: int, group_size: int) -> Tensor:
-    """Which images of a batch are whose reference.
+def group_rows(mode: str, rows: int, group_size: int) -> list[list[int]]:
+    """Which images of a batch are whose reference: of each image those that it is pushed away from, padded with ``-1``.
 
     The batch holds ``rows // group_size`` groups of consecutive images; with classifier-free guidance each half
     consists of groups of its own, so the same rule covers it.
@@ -144,23 +144,26 @@ def group_references(mode: str, rows: int, group_size: int) -> Tensor:
         group_size: images per prompt; must divide ``rows``.
 
     Returns:
-        int32 ``[rows, K]`` on the CPU, padded with ``-1``; ``K`` is 1 for ``first``, else ``max(group_size - 1, 1)``.
+        ``rows`` lists of ``K``: 1 for ``first``, else ``max(group_size - 1, 1)``.
     """
     if mode not in MODES:
         raise ValueError(f"reference mode must be one of {MODES}, got {mode!r}")
     if group_size < 1 or rows % group_size:
         raise ValueError(f"group_size {group_size} does not divide a batch of {rows} images")
     width = 1 if mode == "first" else max(group_size - 1, 1)
-    table = torch.full((rows, width), -1, dtype=torch.int32)
+    table = []
     for row in range(rows):
         k = row % group_size
-        members = {
-            "first": [0] if k else [],
-            "others": [i for i in range(group_size) if i != k],
-            "previous": list(range(k)),
-        }[mode]
-        table[row, : len(members)] = torch.tensor(members, dtype=torch.int32) + (row - k)
+        members = {"first": range(min(k, 1)), "others": [i for i in range(group_size) if i != k], "previous": range(k)}[mode]
+        named = [row - k + member for member in members]
+        table.append(named + [-1] * (width - len(named)))
     return table
+
+
+def group_references(mode: str, rows: int, group_size: int) -> Tensor:
+    """:func:`group_rows` as operators take them: int32 ``[rows, K]`` on the CPU."""
+    width = 1 if mode == "first" else max(group_size - 1, 1)
+    return torch.tensor(group_rows(mode, rows, group_size), dtype=torch.int32).view(rows, width)
 
 
 def is_disjoint(references: Tensor | Sequence[Sequence[int]]) -> bool:

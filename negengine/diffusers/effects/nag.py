@@ -51,7 +51,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         self.blocks = len(chosen)
         self.joint = not cross
         self._sites = blocks if self.joint else [site for block in chosen for site in (block, _projection(block))]
-        self._guided = [self.joint and site in chosen for site in self._sites]
+        self._chosen = set(chosen)
         self._guides = settings.scale > 1 and settings.alpha > 0  # type: ignore[operator]
         self._text = torch.empty(0)  # [images, L, D], the negative prompt's
         self.images = 0
@@ -76,6 +76,10 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
 
     def sites(self) -> Iterable[Site]:
         return self._sites
+
+    def spot(self, number: int) -> bool:
+        """Whether this site is guided."""
+        return not self.joint or self._sites[number] in self._chosen
 
     # --- on the host, between forwards ---------------------------------------------------------------------------
 
@@ -117,17 +121,17 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
     def joins(self, inputs: Mapping[str, Any], rows: Rows) -> Join | None:
         return Join(self._conditional(rows), {TEXT: self._text}) if self.joint else None
 
-    def arguments(self, arguments: dict[str, Any], number: int, rows: Rows) -> dict[str, Any]:
+    def arguments(self, arguments: dict[str, Any], spot: bool, rows: Rows) -> dict[str, Any]:
         """A cross-attention's arguments with the conditional rows appended once more, under the negative text."""
         # an IP-Adapter makes the text the first of a tuple; its own embeddings are those of the conditional rows
         wanted = Join(self._conditional(rows), {TEXT: self._text, f"{TEXT}.0": self._text})
         return {name: with_rows(value, rows.total, [wanted], name) for name, value in arguments.items()}
 
-    def tokens(self, x: Tensor, number: int, rows: Rows) -> Tensor | None:
+    def tokens(self, x: Tensor, spot: bool, rows: Rows) -> Tensor | None:
         settings = self.settings
         positive = x[self._conditional(rows)]
         negative = x[self.start : self.stop] if self.joint else x[rows.total :]
-        if self.joint and not self._guided[number]:
+        if not spot:
             negative.copy_(positive)
         else:
             scale, tau, alpha = settings.scale, settings.tau, settings.alpha

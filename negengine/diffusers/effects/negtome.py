@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from negengine.diffusers.rows import Join, Rows
 from negengine.methods import NegToMe
 from negengine.ops import registry, verdicts
 from negengine.ops.establish import settle
-from negengine.reference import group_references, is_disjoint
+from negengine.reference import group_rows, is_disjoint
 
 
 @dataclass
@@ -36,6 +36,14 @@ class Plan:
     alpha: Tensor  # of the current position
 
 
+@dataclass(eq=False)
+class Spot:
+    """What a site has for itself: tensors, so that blocks alike may share compiled code."""
+
+    counts: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))  # merged, with a reference, calls
+    stream: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))  # of random numbers
+
+
 class NegToMeEffect(Effect[NegToMe]):
     """Pushes image tokens away from their matches at the attention outputs."""
 
@@ -49,7 +57,8 @@ class NegToMeEffect(Effect[NegToMe]):
         self.grids: Mapping[int, Grid] = {}
         self.plans: dict[tuple[int, torch.device], Plan] = {}
         self.pictures = Pictures(settings.pictures, settings.seed, family) if settings.pictures else None
-        self.counts = _counters(len(self._sites), torch.device("cpu"))
+        self._spots = [Spot() for _ in self._sites]
+        self._count_on(torch.device("cpu"))
         self.timesteps: list[float] = []
         self.position = 0
         self.kernels: list[ops.Verdict] = []  # on the Triton kernels, where they come into question
@@ -81,6 +90,9 @@ class NegToMeEffect(Effect[NegToMe]):
     def sites(self) -> Iterable[Site]:
         return self._sites
 
+    def spot(self, number: int) -> Spot:
+        return self._spots[number]
+
     # --- on the host, between forwards ---------------------------------------------------------------------------
 
     def prove(self, devices: Iterable[torch.device], dtype: torch.dtype, denoiser: nn.Module) -> None:
@@ -108,8 +120,13 @@ class NegToMeEffect(Effect[NegToMe]):
         self.group_size = group_size
         self.timesteps, self.position = [], 0
         self.plans.clear()
-        self.counts = _counters(len(self._sites), call.device)
+        self._count_on(call.device)
         self._rows, self._device = call.images, call.device
+
+    def _count_on(self, device: torch.device) -> None:
+        rows = torch.zeros(len(self._spots), 3, dtype=torch.int64, device=device)
+        for spot, counts, stream in zip(self._spots, rows, torch.arange(len(rows), device=device), strict=True):
+            spot.counts, spot.stream = counts, stream
 
     def sized(self, size: Grid, grids: Mapping[int, Grid]) -> None:
         self.grids = grids
@@ -144,7 +161,7 @@ class NegToMeEffect(Effect[NegToMe]):
         verdicts.unpin()
 
     def report(self, clock: Clock) -> NegToMeReport:
-        counts = torch.stack([count.cpu() for count in self.counts])
+        counts = torch.stack([spot.counts.cpu() for spot in self._spots])
         merged, eligible, _ = counts.sum(0).tolist()
         steps, active_steps = clock.steps, self.active_steps
         if self.unscheduled:  # a bare denoiser: its calls are all there is to count
@@ -166,7 +183,7 @@ class NegToMeEffect(Effect[NegToMe]):
     # --- in the forward ------------------------------------------------------------------------------------------
 
     def plan(self, rows: int, device: torch.device) -> Plan:
-        """The plan for ``rows`` images (without joined pictures); made on the first call, then read."""
+        """The plan for ``rows`` images (without joined pictures); made on the first call, then read. A compiler can follow it."""
         key = (rows, device)
         if key not in self.plans:
             self.plans[key] = self._make_plan(rows, device)
@@ -178,18 +195,18 @@ class NegToMeEffect(Effect[NegToMe]):
             raise ValueError(f"group_size {n} does not divide the denoiser's batch of {rows} images")
         if self.pictures:
             A, groups = len(self.pictures.pictures), rows // n
-            references = torch.full((rows + groups * A, A), -1, dtype=torch.int32)
-            for row in range(rows):
-                references[row] = torch.arange(A) + rows + (row // n) * A
+            references = [[rows + row // n * A + picture for picture in range(A)] for row in range(rows)] + [[-1] * A] * (
+                groups * A
+            )
         else:
-            references = group_references(str(settings.reference), rows, n)
+            references = group_rows(str(settings.reference), rows, n)
         joined = len(references) - rows
         per_position = [settings.alphas(t, n) for t in self.timesteps or [1000.0]]
         alphas = torch.tensor(per_position, dtype=torch.float64).repeat(1, rows // n)
         alphas = torch.nn.functional.pad(alphas, (0, joined)).to(device)
         return Plan(
-            references=references.to(device),
-            table=references.flatten().tolist(),
+            references=torch.tensor(references, dtype=torch.int32).to(device),
+            table=[image for row in references for image in row],
             disjoint=is_disjoint(references),
             alphas=alphas,
             threshold=torch.tensor([settings.threshold], dtype=torch.float64).to(device),
@@ -197,13 +214,16 @@ class NegToMeEffect(Effect[NegToMe]):
             alpha=alphas[min(self.position, len(alphas) - 1)],
         )
 
+    def arrived(self, rows: Rows, device: torch.device) -> None:
+        self.plan(rows.base, device)  # not in the first block, which may be compiled
+
     def joins(self, inputs: Mapping[str, Any], rows: Rows) -> Join | None:
         if not self.pictures:
             return None
         sample = inputs[self.family.conditioning.sample]
         return self.pictures.join(sample, self.plan(rows.base, sample.device).groups)
 
-    def tokens(self, x: Tensor, number: int, rows: Rows) -> None:
+    def tokens(self, x: Tensor, spot: Spot, rows: Rows) -> None:
         """Merge the image tokens of one block in place."""
         settings = self.settings
         grid = self.grids.get(x.shape[1])
@@ -218,9 +238,9 @@ class NegToMeEffect(Effect[NegToMe]):
             mask = self.pictures.mask(grid, rows.base, len(plan.groups), x.device)  # type: ignore[arg-type]
         keep = None
         if settings.dropout:
-            keep = ops.keep_tokens(len(x), x.shape[1], settings.dropout, self.seed.to(x.device), number)
-        if self.counts[number].device != x.device:  # a denoiser spread over several devices
-            self.counts[number] = torch.zeros(3, dtype=torch.int64, device=x.device)
+            keep = ops.keep_tokens(len(x), x.shape[1], settings.dropout, self.seed.to(x.device), spot.stream.to(x.device))
+        if spot.counts.device != x.device:  # a denoiser spread over several devices
+            spot.counts = torch.zeros(3, dtype=torch.int64, device=x.device)
         ops.negtome_(
             x,
             plan.references,
@@ -228,7 +248,7 @@ class NegToMeEffect(Effect[NegToMe]):
             plan.threshold,
             mask=mask,
             keep=keep,
-            stats=self.counts[number],
+            stats=spot.counts,
             matching=settings.matching,
             search=settings.search,
             backend=settings.backend,
@@ -236,8 +256,3 @@ class NegToMeEffect(Effect[NegToMe]):
             # a graph is guarded by a list's values, and every other batch would compile again
             table=None if torch.compiler.is_compiling() else plan.table,
         )
-
-
-def _counters(sites: int, device: torch.device) -> list[Tensor]:
-    """For each block: merged tokens, tokens with a reference, calls."""
-    return list(torch.zeros(sites, 3, dtype=torch.int64, device=device))
