@@ -167,17 +167,17 @@ def dispatch() -> str:
     return "\n".join(lines) + "\n"
 
 
-GPU = "h100-80gb-hbm3"  # whose results README shows
+GPU, OTHER = "h200", "h100-80gb-hbm3"  # whose results the docs show, and whose beside them
 
 
-def on_a_gpu(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS.parent / GPU / f"{name}.json").read_text())
+def on_a_gpu(name: str, gpu: str = GPU) -> dict[str, Any]:
+    return json.loads((RESULTS.parent / gpu / f"{name}.json").read_text())
 
 
 def gpu_operator() -> str:
     """In microseconds: ours, fallback, rivals, at the four shapes."""
     lines = ["| | sdxl-32 | sdxl-64 | flux-768 | flux-1024 |", "| --- | ---: | ---: | ---: | ---: |"]
-    rows = {(row["shape"], row["variant"]): row for row in on_a_gpu("operator")["rows"]}
+    rows, other = ({(row["shape"], row["variant"]): row for row in on_a_gpu("operator", gpu)["rows"]} for gpu in (GPU, OTHER))
     for label, variant in (
         ("**ours, default (Triton, exact)**", "triton auto"),
         ('ours, `search="fp8"`', "triton fp8"),
@@ -188,22 +188,39 @@ def gpu_operator() -> str:
     ):
         lines.append(f"| {label} | " + " | ".join(f"{1e6 * rows[shape, variant]['median']:,.0f}" for shape in SHAPES) + " |")
     for label, rival in (("release / ours", "release"), ("bare product / ours", "gemm")):
-        lines.append(f"| {label} | " + " | ".join(f"{rows[shape, 'triton auto']['ratio'][rival]:.2f}" for shape in SHAPES) + " |")
+        for where, found in (("", rows), (", H100", other)):
+            shown = " | ".join(f"{found[shape, 'triton auto']['ratio'][rival]:.2f}" for shape in SHAPES)
+            lines.append(f"| {label}{where} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
 def gpu_denoisers() -> str:
     lines = [
         "| 1024 x 1024, 4 images | without, ms | ours | published algorithm | ours in PyTorch "
-        "| scaled to the loop: ours | published | ours in PyTorch |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| scaled to the loop: ours | published | ours in PyTorch | the same without, again |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    labels = {"flux-dev": "FLUX.1-dev, 7 of 25 steps merge", "sdxl-base": "SDXL, 13 of 50 steps merge"}
-    rows = {(row["model"], row["variant"]): row for row in on_a_gpu("denoisers")["rows"]}
-    for model, label in labels.items():
-        variants = [rows[model, variant] for variant in ("triton auto", "published", "torch auto")]
+    rows = {(row["model"], row["compiled"], row["variant"]): row for row in on_a_gpu("denoisers")["rows"]}
+    for model, compiled, label in (
+        ("flux-dev", False, "FLUX.1-dev, 7 of 25 steps merge"),
+        ("sdxl-base", False, "SDXL, 13 of 50 steps merge"),
+        ("sdxl-base", True, "SDXL, its blocks compiled"),
+    ):
+        variants = [rows[model, compiled, variant] for variant in ("triton auto", "published", "torch auto")]
         shown = " | ".join(f"{row[share]:+.1%}" for share in ("overhead", "loop_overhead") for row in variants)
-        lines.append(f"| {label} | {1e3 * rows[model, 'without']['median']:.0f} | {shown} |")
+        without, again = (rows[model, compiled, variant] for variant in ("without", "without (again)"))
+        lines.append(f"| {label} | {1e3 * without['median']:.0f} | {shown} | {again['overhead']:+.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def gpu_guidance() -> str:
+    """Microseconds in bfloat16."""
+    rows = [row for row in on_a_gpu("guidance")["rows"] if row["dtype"] == "bf16" and row["variant"] == "triton"]
+    lines = ["| operator, shape | floor, us | ours, us | plain / ours | plain + compile / ours |", "| --- |" + " ---: |" * 4]
+    for row in rows:
+        times = f"{1e6 * row['floor']:.1f} | {1e6 * row['median']:.1f}"
+        ratios = " | ".join(f"{row['ratio'][rival]:.1f}" for rival in ("plain", "plain + compile"))
+        lines.append(f"| {row['operator']}, {' x '.join(map(str, row['shape']))} | {times} | {ratios} |")
     return "\n".join(lines) + "\n"
 
 
@@ -212,7 +229,7 @@ BESIDE = ((8, 256, 4), (4, 1024, 4), (1, "all", 2))  # what was there before, an
 
 def gpu_rows() -> str:
     """Microseconds of norms and merge by rows, channels at once and warps."""
-    document = on_a_gpu("rows")
+    document = on_a_gpu("rows", OTHER)
     lines = ["| kernel | rows x channels, warps | " + " | ".join(SHAPES) + " |", "| --- | --- |" + " ---: |" * len(SHAPES)]
     for row in (row for row in document["rows"] if row["chosen"] or (row["rows"], row["channels"], row["warps"]) in BESIDE):
         chosen = "**" if row["chosen"] else ""
@@ -300,6 +317,18 @@ def guidance() -> str:
     )
 
 
+def guidance_measured(prediction: Row) -> str:
+    """Microseconds on a GPU of a prediction."""
+    folder = next(row["results"] for row in predictions()["rows"] if row["machine"] == prediction["machine"])
+    wanted = {"operator": prediction["operator"], "shape": prediction["shape"], "dtype": "bf16", "variant": "triton"}
+    for path in sorted(RESULTS.parent.glob("*/guidance.json")):
+        if folder in path.parent.name:
+            for found in json.loads(path.read_text())["rows"]:
+                if wanted.items() <= found.items():
+                    return f"{1e6 * found['median']:.1f}"
+    return "not yet measured"
+
+
 def guidance_predicted() -> str:
     rows = predictions()["guidance"]
     lines = [
@@ -310,7 +339,7 @@ def guidance_predicted() -> str:
     for row in rows:
         name = f"{row['operator']}, {' x '.join(map(str, row['shape']))}"
         figures = f"{row['bytes'] / 1e6:.1f} | {1e6 * row['floor']:.1f} | {1e6 * row['seconds']:.1f}"
-        lines.append(f"| {row['machine']} | {name} | {figures} | not yet measured |")
+        lines.append(f"| {row['machine']} | {name} | {figures} | {guidance_measured(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -326,6 +355,7 @@ TABLES = {
     "dispatch": (ROOT / "docs" / "kernels-triton.md", dispatch),
     "gpu operator": (ROOT / "docs" / "measured.md", gpu_operator),
     "gpu denoisers": (ROOT / "docs" / "measured.md", gpu_denoisers),
+    "gpu guidance": (ROOT / "docs" / "guidance-kernels.md", gpu_guidance),
     "gpu rows": (ROOT / "docs" / "kernels-triton.md", gpu_rows),
 }
 

@@ -220,6 +220,6 @@ def check_arithmetic(x: torch.Tensor, r: torch.Tensor, alpha: float, y: torch.Te
     unit = ulp(largest, x.dtype)
     error = (y.double() - exact)[finite].abs()
     assert ((error <= torch_error + unit) | (error.isinf() & torch_error.isinf())).all()
-    if error.numel() >= 1000:
+    if error.numel() >= 1000 and x.dtype != torch.float64:  # there the oracle is torch's own expression, without any error
         ours, theirs = ((e / unit).clamp_max(4).mean() for e in (error, torch_error))
         assert ours <= 1.05 * theirs + 1e-3, f"{ours:.3f} ulp wrong on average, torch {theirs:.3f}"
