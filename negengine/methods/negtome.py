@@ -22,13 +22,15 @@ class ReferenceImage:
     """A given picture that every image of the batch is pushed away from.
 
     Args:
-        image: the picture. It is resized to the size that is generated.
-        mask: white (> 0.5) where the picture is to be avoided, of the picture's size; all of it if None.
+        image: the picture. It is resized to the size that is generated. What is transparent in it is not avoided.
+        mask: white (> 0.5) where the picture is to be avoided, of the picture's size; all of it if None. Of a picture with
+            transparent parts it becomes what is white here and not transparent there.
         noise: noise the picture to the current timestep (fixed generator) before the denoiser sees it; False leaves it
             clean, as the published code does by default.
 
     Raises:
-        TypeError: ``image`` or ``mask`` is no ``PIL.Image``. ValueError: the mask has another size or is all black.
+        TypeError: ``image`` or ``mask`` is no ``PIL.Image``. ValueError: the mask has another size or is all black, or the
+            picture is transparent wherever it would be avoided.
     """
 
     image: Image.Image
@@ -43,16 +45,34 @@ class ReferenceImage:
         if not all(self.image.size):
             raise ValueError(f"the reference picture is empty: {self.image.size} (width, height)")
         checks.flag("noise", self.noise)
-        if self.mask is None:
-            return
-        if not isinstance(self.mask, Image.Image):
-            raise TypeError(f"the mask must be a PIL image, got {type(self.mask).__name__}")
-        if self.mask.size != self.image.size:
-            raise ValueError(f"the mask is {self.mask.size}, its picture {self.image.size} (width, height); make them equal")
-        if max(self.mask.convert("L").tobytes()) <= 127:
+        if self.mask is not None:
+            self._check_mask(self.mask)
+        if self.image.has_transparency_data:
+            object.__setattr__(self, "mask", self._opaque())
+
+    def _check_mask(self, mask: Image.Image) -> None:
+        from PIL import Image
+
+        if not isinstance(mask, Image.Image):
+            raise TypeError(f"the mask must be a PIL image, got {type(mask).__name__}")
+        if mask.size != self.image.size:
+            raise ValueError(f"the mask is {mask.size}, its picture {self.image.size} (width, height); make them equal")
+        if max(mask.convert("L").tobytes()) <= 127:
             raise ValueError(
                 "the mask is black everywhere, so nothing of the picture would be avoided; leave it out or paint it white"
             )
+
+    def _opaque(self) -> Image.Image | None:
+        """The mask without what is transparent in the picture."""
+        from PIL import ImageChops
+
+        opacity = self.image.convert("RGBA").getchannel("A")
+        if min(opacity.tobytes()) == 255:
+            return self.mask
+        left = opacity if self.mask is None else ImageChops.darker(opacity, self.mask.convert("L"))
+        if max(left.tobytes()) <= 127:
+            raise ValueError("the picture is transparent wherever it would be avoided; give one that shows something there")
+        return left
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -164,3 +165,42 @@ def test_pictures_that_work():
     assert not ReferenceImage(PICTURE, grey, noise=False).noise
     with pytest.raises(TypeError, match="'blur'"):
         ReferenceImage(PICTURE, blur=True)
+
+
+def logo(mode):
+    """Opaque on the left, transparent on the right."""
+    grey = Image.new("L", (6, 4), 90)
+    grey.putalpha(Image.linear_gradient("L").rotate(90).resize((6, 4)).point(lambda v: 255 if v > 127 else 0))
+    return grey.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_parts_are_not_avoided(mode):
+    picture = logo(mode)
+    opaque = np.asarray(picture.convert("RGBA"))[..., 3] > 127
+    assert 0 < opaque.sum() < opaque.size
+    found = ReferenceImage(picture)
+    assert (np.asarray(found.mask.convert("L")) > 127).tolist() == opaque.tolist()
+    upper = Image.new("1", picture.size)
+    upper.paste(1, (0, 0, 6, 2))
+    both = np.asarray(ReferenceImage(picture, upper).mask.convert("L")) > 127
+    assert both.tolist() == (opaque & (np.asarray(upper) > 0)).tolist()
+    hidden = Image.fromarray(np.where(opaque, 0, 255).astype(np.uint8))
+    with pytest.raises(ValueError, match="transparent wherever it would be avoided"):
+        ReferenceImage(picture, hidden)
+
+
+def test_one_colour_of_a_palette_is_transparent():
+    picture = Image.new("P", (4, 2), 1)
+    picture.putpixel((0, 0), 7)
+    picture.info["transparency"] = 7
+    mask = np.asarray(ReferenceImage(picture).mask.convert("L"))
+    assert (mask > 127).sum() == 7
+    assert mask[0, 0] == 0
+
+
+def test_an_alpha_channel_that_hides_nothing_makes_no_mask():
+    assert ReferenceImage(PICTURE.convert("RGBA")).mask is None
+    assert ReferenceImage(PICTURE.convert("RGBA"), WHITE).mask is WHITE
+    with pytest.raises(ValueError, match="transparent wherever"):
+        ReferenceImage(Image.new("RGBA", (4, 4)))
