@@ -23,6 +23,27 @@ class Level:
         return self.noise / self.signal if self.signal else float("inf")
 
 
+SCALED_LINEAR = (0.00085**0.5, 0.012**0.5)  # roots of the first and last beta of Stable Diffusion's training
+
+
+def timesteps_of(scheduler: Any) -> list[float]:
+    """A scheduler's timesteps, of 1000.
+
+    Models that were trained on noise levels (EDM: Playground v2.5; CosXL) have timesteps of another kind, a function of sigma.
+    They count as those at which Stable Diffusion sees as much noise; beyond its noisiest, as 999.
+    """
+    config, given = scheduler.config, scheduler.timesteps.tolist()
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    if not continuous and not hasattr(scheduler, "precondition_noise"):
+        return [t * 1000 / config.num_train_timesteps for t in given]
+    alphas = torch.cumprod(1 - torch.linspace(*SCALED_LINEAR, 1000, dtype=torch.float64) ** 2, 0)
+    trained = ((1 - alphas) / alphas).log() / 2
+    sought = scheduler.sigmas[: len(given)].cpu().double().log()
+    above = torch.searchsorted(trained, sought).clamp(1, 999)
+    part = (sought - trained[above - 1]) / (trained[above] - trained[above - 1])
+    return (above - 1 + part).clamp(0, 999).tolist()
+
+
 class Clock:
     """The timesteps of a run and the position on them.
 
@@ -46,8 +67,7 @@ class Clock:
 
     def schedule(self, scheduler: Any) -> None:
         """The scheduler has laid out its timesteps. The only read from the device, before the loop begins."""
-        train = scheduler.config.num_train_timesteps
-        self.timesteps = [t * 1000 / train for t in scheduler.timesteps.tolist()]
+        self.timesteps = timesteps_of(scheduler)
         self.scheduler, self._probe = scheduler, None
 
     def within(self, window: tuple[float, float]) -> bool:
