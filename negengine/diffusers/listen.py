@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import inspect
 import weakref
@@ -20,6 +21,7 @@ class MethodListener:
     def __init__(self, owner: Any, name: str, heard: Callable[[Mapping[str, Any], Any], None]) -> None:
         """``heard(arguments by name, result)`` is called after each call."""
         self._owner, self.name, self.heard = weakref.ref(owner), name, heard
+        _copied_without_listeners(type(owner))
         call = _Call(getattr(owner, name), self)
         setattr(owner, name, call)
         self._call = weakref.ref(call)  # the owner holds it; a listener must not hold the owner
@@ -63,3 +65,30 @@ class _Call:
         if owner is None or id(owner) not in memo:
             return copy.deepcopy(self.original, memo)
         return getattr(type(owner), self.original.__name__).__get__(memo[id(owner)])
+
+
+def _copied_without_listeners(kind: type) -> None:
+    """Make shallow copies of a class's instances call their own methods: an instance's stand-ins would call the original's."""
+    if "__copy__" in vars(kind) or kind in copyreg.dispatch_table:
+        return
+
+    def reduce(owner: Any) -> tuple[Any, ...]:
+        make, arguments, state, *items = (*owner.__reduce_ex__(4), None, None)[:5]
+        if isinstance(state, dict):
+            state = {name: _unheard(value) for name, value in state.items() if not _added(value)}
+        return make, arguments, state, *items
+
+    copyreg.pickle(kind, reduce)
+
+
+def _added(value: Any) -> bool:
+    """Whether an instance has an attribute only since it is listened to."""
+    while isinstance(value, _Call) and value.overrode_instance:
+        value = value.original
+    return isinstance(value, _Call)
+
+
+def _unheard(value: Any) -> Any:
+    while isinstance(value, _Call):
+        value = value.original
+    return value
