@@ -54,7 +54,7 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
         EFFECTS[type(settings)].check(settings, family, pipe, scheduler)
     there = _effects_of(target, denoiser)
     if pipe is None and scheduler is None and set(there) - {type(settings) for settings in methods}:
-        scheduler = _sessions[denoiser].clock.scheduler  # of those that stay
+        scheduler = _sessions[denoiser].scheduler  # of those that stay
     unscheduled = pipe is None and scheduler is None
     effects = there | {type(s): EFFECTS[type(s)](s, family, denoiser, unscheduled) for s in methods}
     _check_owners(effects)
@@ -85,7 +85,7 @@ def remove(target: Target, *kinds: type[Method]) -> Target:
     kept = {type(effect.settings): effect for effect in session.effects if type(effect.settings) not in kinds}
     if len(kept) < len(session.effects):
         pipe = session.pipe()
-        scheduler = session.clock.scheduler if pipe is None else None
+        scheduler = session.scheduler if pipe is None else None
         _renew(denoiser if pipe is None else pipe, denoiser, family, kept, scheduler)
     return target
 
