@@ -31,6 +31,9 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
     A method of a kind that is there already takes its place. Conditioning is edited before rows are joined, tokens are
     changed in the order in which the methods were applied, and at most one method decides the prediction.
 
+    What a callback applies in the middle of a pipeline's call begins with the next call, also other settings of what is there.
+    The other methods go on.
+
     Args:
         target: a diffusers pipeline, or its denoiser. For a denoiser, give ``NegToMe(group_size=...)`` and either the
             ``scheduler`` that is stepped beside it or ``timesteps=(0, 1000)``.
@@ -68,6 +71,8 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
 def remove(target: Target, *kinds: type[Method]) -> Target:
     """Take methods off, all if none are named; nothing of them remains. Does nothing if they are not there. Returns ``target``.
 
+    In the middle of a pipeline's call they act no more from the next step on; the others go on.
+
     Args:
         kinds: classes of settings, such as ``negengine.NegToMe``.
 
@@ -91,7 +96,9 @@ def remove(target: Target, *kinds: type[Method]) -> Target:
 
 
 def status(target: Any) -> Status:
-    """What the methods did in the last run of ``target``: ``print`` it, or ask ``status(pipe)[negengine.NegToMe]``.
+    """What the methods did in the last run of ``target``, or so far in the one that goes on.
+
+    ``print`` it, or ask for one method: ``status(pipe)[negengine.NegToMe]``.
 
     Raises:
         ValueError: nothing is applied to ``target``, or to another pipeline that shares its denoiser.
@@ -134,13 +141,16 @@ def _renew(target: Any, denoiser: nn.Module, family: Family, effects: dict[type[
             type(other).__name__,
             type(target).__name__,
         )
+    pipe = None if isinstance(target, nn.Module) else target
+    running = None if before is None or pipe is None or other is not pipe or not effects else before.running
     for session in (before, _driven.pop(target, None)):  # the latter: its denoiser was replaced
         if session is not None:
             session.detach()
+            if session.running is not running:
+                session.running.change(())
     if not effects:
         return
-    pipe = None if isinstance(target, nn.Module) else target
-    session = Session(pipe, denoiser, family, list(effects.values()), scheduler)
+    session = Session(pipe, denoiser, family, list(effects.values()), scheduler, running)
     if session.heard_places - (before.heard_places if before else set()):
         _forget_compiled(target, denoiser, family)
     _sessions[denoiser] = session

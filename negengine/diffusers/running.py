@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import nn
 from negengine.diffusers.clock import Clock
 from negengine.diffusers.effect import Call, Effect, Step
 from negengine.diffusers.families import Grid
-from negengine.diffusers.report import Status
+from negengine.diffusers.report import Report, Status
 from negengine.diffusers.rows import Rows
 
 logger = logging.getLogger("negengine")
@@ -22,8 +23,11 @@ logger = logging.getLogger("negengine")
 class RunningCall:
     """The call that is running, or the last one. A session has one such object for all its calls, as compiled code reads it.
 
+    What is applied while it runs begins with the next call; what was there already goes on.
+
     Attributes:
-        effects: that act in it.
+        applied: the effects that there are.
+        effects: of these, those that the call began with.
         clock: where it stands on the scheduler's timesteps.
         open: it is running, and its prompts are encoded; the calls of a bare denoiser have no end.
         active: some effect is, in the next call of the denoiser.
@@ -38,7 +42,11 @@ class RunningCall:
         self, effects: Sequence[Effect[Any]], bare: bool = False, unscheduled: bool = False, announced: bool = False
     ) -> None:
         """``announced``: the pipeline checks its inputs before it encodes its prompts, so that a call is heard to begin."""
-        self.effects = list(effects)
+        self.applied = list(effects)
+        self.effects = list(effects) if bare else []
+        self._late: list[Effect[Any]] = []  # applied while it ran
+        self._missed = False  # steps were heard of a call whose beginning was not
+        self._bare = bare
         self.clock = Clock(unscheduled)
         self.rows = Rows()
         self.open, self.active = bare, False
@@ -59,6 +67,7 @@ class RunningCall:
     def begin(self, call: Call, denoiser: nn.Module) -> None:
         """The first prompts are encoded."""
         self.clock.rewind()
+        self.effects, self._late, self._missed = list(self.applied), [], False
         self.open, self.active = True, False
         with self.closing_on_failure():
             for effect in self.effects:
@@ -79,18 +88,42 @@ class RunningCall:
             effect.latents_prepared(pipe, size, device, dtype)
         self.decide()
 
-    def end(self) -> None:
-        if not self.open:
-            return
-        self.active = self.open = False
-        for effect in self.effects:
+    def change(self, applied: Sequence[Effect[Any]]) -> None:
+        """Methods have been applied, or taken off, perhaps by a callback in the middle of the call."""
+        gone = [effect for effect in self.effects if effect not in applied]
+        new = [effect for effect in applied if effect not in self.applied]
+        self.applied = list(applied)
+        self.effects = [effect for effect in self.effects if effect in applied]
+        self._late = [effect for effect in (*self._late, *(new if self.open else ())) if effect in applied]
+        for effect in gone:
             effect.active = False
-            effect.finish()
+            if self.open and not self._bare:
+                effect.finish()
+                report = effect.report(self.clock)
+                logger.info("%s on %s: %s; taken off in the middle of the run", report.method, report.family, report.told())
+        self.active = any(effect.active for effect in self.effects)
+
+    def end(self) -> None:
+        if self.open:
+            self.active = self.open = False
+            for effect in self.effects:
+                effect.active = False
+                effect.finish()
+        elif self._missed:
+            self._missed, self._late = False, list(self.applied)
+        else:
+            return
         for report in self.status():
             logger.log(logging.WARNING if report.idle_reason else logging.INFO, "%s", report)
 
     def status(self) -> Status:
-        return Status({type(effect.settings): effect.report(self.clock) for effect in self.effects})
+        return Status({type(effect.settings): self._report(effect) for effect in self.applied})
+
+    def _report(self, effect: Effect[Any]) -> Report:
+        report = effect.report(self.clock)
+        if effect not in self.effects:
+            return dataclasses.replace(report, steps=0, stage="late" if effect in self._late else "over")
+        return dataclasses.replace(report, stage="running" if self.open and not self._bare else "over")
 
     @contextmanager
     def closing_on_failure(self) -> Iterator[None]:
@@ -137,6 +170,16 @@ class RunningCall:
             effect.scheduled(self.clock)
         self.move_to(0)
 
+    def join(self) -> None:
+        """A bare denoiser's scheduler is followed from now on: its timesteps may be laid out, and some steps made.
+
+        Some samplers (DDIM) do not count their steps: they are taken to stand at the beginning.
+        """
+        scheduler = self.clock.scheduler
+        if getattr(scheduler, "num_inference_steps", None) is not None:
+            self.schedule()
+            self.move_to(getattr(scheduler, "step_index", None) or 0)
+
     def refresh(self, timestep: Any) -> None:
         """The denoiser is about to be called at a timestep."""
         position = self.clock.locate(timestep)
@@ -148,14 +191,16 @@ class RunningCall:
 
     def step(self, arguments: Mapping[str, Any], previous: torch.Tensor) -> None:
         """The scheduler has made a step, called with ``arguments``."""
+        if not self.open:
+            self._missed = True  # or it is that of another pipeline, with which this one shares its scheduler
+            return
         position = self.clock.locate(arguments.get("timestep"))
         position = self.clock.position if position is None else position
         self.clock.steps += 1
         step = Step(position, arguments["sample"], previous)
         for effect in self.effects:
-            if self.open:
-                effect.active_steps += effect.active
-                effect.stepped(step, self.clock)
+            effect.active_steps += effect.active
+            effect.stepped(step, self.clock)
         self.move_to(position + 1)
 
     def resize(self, size: Grid, grids: dict[int, Grid]) -> None:

@@ -42,12 +42,22 @@ class Session:
     """
 
     def __init__(
-        self, pipe: Any | None, denoiser: nn.Module, family: Family, effects: Sequence[Effect[Any]], scheduler: Any
+        self,
+        pipe: Any | None,
+        denoiser: nn.Module,
+        family: Family,
+        effects: Sequence[Effect[Any]],
+        scheduler: Any,
+        running: RunningCall | None = None,
     ) -> None:
+        """``running``: of the session in whose place this one comes, on the same pipeline."""
+        bare = pipe is None
         self.family, self.effects = family, list(effects)
-        self.running = RunningCall(
-            self.effects, bare=pipe is None, unscheduled=pipe is None and scheduler is None, announced=hasattr(pipe, "check_inputs")
+        self.scheduler: Any = None  # that is listened to
+        self.running = running or RunningCall(
+            self.effects, bare, unscheduled=bare and scheduler is None, announced=hasattr(pipe, "check_inputs")
         )
+        self.running.change(self.effects)
         self.places = places(self.effects)
         self.editors = [effect for effect in self.effects if overrides(effect, "inputs")]
         joiners = [effect for effect in self.effects if effect.joining]
@@ -64,13 +74,8 @@ class Session:
         self._attach(denoiser)
         self._follow(scheduler if pipe is None else pipe.scheduler)
         self._listen_to(pipe)
-        if self.running.clock.unscheduled:
-            self.running.decide()
-
-    @property
-    def scheduler(self) -> Any:
-        """That is listened to."""
-        return self.running.clock.scheduler
+        if bare:
+            self.running.decide() if scheduler is None else self.running.join()
 
     def _listen_to(self, pipe: Any | None) -> None:
         if pipe is not None:
@@ -99,7 +104,7 @@ class Session:
         try:
             yield
         finally:
-            running.open, running.clock.scheduler = was_open, None
+            running.open, self.scheduler = was_open, None
             self._follow(scheduler)
             self._listen_to(self.pipe())
             running.decide()
@@ -220,7 +225,7 @@ class Session:
             return
         for listener in self._scheduler_listeners:
             listener.remove()
-        self.running.clock.scheduler = scheduler
+        self.scheduler = self.running.clock.scheduler = scheduler
         self._scheduler_listeners = [
             MethodListener(scheduler, name, getattr(self, f"_heard_{name}"))
             for name in SCHEDULER_METHODS
