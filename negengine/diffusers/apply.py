@@ -126,6 +126,39 @@ def suspended(target: Any) -> Iterator[None]:
         yield
 
 
+def check_beside(pipe: Any, settings: Method) -> None:
+    """Raises ValueError for a method that :func:`beside` could not add to a pipeline; nothing is changed."""
+    denoiser, family = find_denoiser(pipe)
+    _check_target(pipe, family)
+    session, kind = _sessions.get(denoiser), EFFECTS[type(settings)]
+    if session is not None and session.pipe() is not pipe:
+        raise ValueError(
+            f"{settings.title} is needed for one run, but methods are applied to its denoiser, or to a pipeline that shares it; "
+            "remove them first"
+        )
+    if type(settings) in _effects_of(pipe, denoiser):
+        raise ValueError(
+            f"{settings.title} is applied already, and is needed here with a prompt of its own; take it off first: "
+            f"negengine.remove(pipe, negengine.{type(settings).__name__})"
+        )
+    kind.check(settings, family, pipe, None)
+    kind(settings, family, denoiser)
+
+
+@contextmanager
+def beside(pipe: Any, *methods: Method) -> Iterator[None]:
+    """A ``with`` in which further methods act, if any, beside those that are applied. Raises as :func:`check_beside`."""
+    for settings in methods:
+        check_beside(pipe, settings)
+    if methods:
+        apply(pipe, *methods)
+    try:
+        yield
+    finally:
+        if methods:
+            remove(pipe, *map(type, methods))
+
+
 def applied_to(target: Any, kind: type[Method]) -> Effect[Any] | None:
     """What a method does to a pipeline now; None after ``remove``, or after ``apply`` to another that shares its denoiser."""
     return _effects_of(target, find_denoiser(target)[0]).get(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ from PIL import Image
 
 from negengine import png
 from negengine.captioners import CaptionCache, NegativeImage, identity
+from negengine.diffusers.apply import beside, check_beside
 from negengine.diffusers.branches import argument, guidance_scale
 from negengine.diffusers.dns import check_call, first_run, generators, negatives_of, seeds_of, texts
+from negengine.diffusers.families import find_denoiser, with_family_defaults
 from negengine.diffusers.negatives import captioned, is_plain
 from negengine.environment import versions
-from negengine.methods import DiffusionNegativePrompt
+from negengine.methods import DiffusionNegativePrompt, NormalizedAttentionGuidance
+from negengine.methods.plain import as_plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +85,8 @@ def diffusion_negative_prompting(
 ) -> list[DiffusionNegative]:
     """Draw the image that fits each prompt least, have it captioned, and draw the prompts with the captions as negative prompts.
 
-    A caption belongs to a prompt and a seed. Methods that were applied to the pipeline act in the final run only.
+    A caption belongs to a prompt and a seed. Methods that were applied to the pipeline act in the final run only. With
+    ``settings.avoid_with`` the final run avoids the captions by normalized attention guidance, without a negative branch.
 
     Args:
         pipe: as :func:`~negengine.diffusion_negative_image` takes it.
@@ -113,21 +118,23 @@ def diffusion_negative_prompting(
     own = negatives_of(call.pop("negative_prompt", None), len(prompts))
     per_prompt = call.pop("num_images_per_prompt", None) or 1
     shared = call | first_run(pipe, settings.steps, settings.guidance)
-    guidance_scale(pipe, call), guidance_scale(pipe, shared)
-    if all(text == "" for text in own):
-        shared["negative_prompt"] = ""  # not the same as none at all, for SDXL
+    if settings.avoid_with is None:
+        guidance_scale(pipe, call), guidance_scale(pipe, shared)
+    else:
+        guidance_scale(pipe, shared, image_alone=True)
+        check_beside(pipe, settings.avoid_with)
+    empty = {"negative_prompt": ""} if all(text == "" for text in own) else {}  # not the same as none at all, for SDXL
+    shared |= empty
     told = _told(pipe, settings, shared, call, cache)
     pairs = [{"prompt": prompt, "seed": number, **told} for prompt, number in zip(prompts, seeds, strict=True)]
     images = captioned(pipe, pairs, settings, shared, cache, negatives, None if output is None else Path(output))
     captions = [str(image.caption) for image in images]
     texts_to_avoid = [_beside(text if settings.keep_own else None, caption) for text, caption in zip(own, captions, strict=True)]
-    drawn = pipe(
-        prompt=prompts,
-        negative_prompt=texts_to_avoid,
-        num_images_per_prompt=per_prompt,
-        generator=generators(pipe, [number + k for number in seeds for k in range(per_prompt)]),
-        **call,
-    ).images
+    call |= {"num_images_per_prompt": per_prompt, **empty}
+    call["generator"] = generators(pipe, [number + k for number in seeds for k in range(per_prompt)])
+    call, acting = final_call(pipe, settings, call, texts_to_avoid)
+    with beside(pipe, *acting):
+        drawn = pipe(prompt=prompts, **call).images
     return [
         DiffusionNegative(
             prompt=image.prompt,
@@ -143,6 +150,22 @@ def diffusion_negative_prompting(
     ]
 
 
+def final_call(
+    pipe: Any, settings: DiffusionNegativePrompt, call: Mapping[str, Any], avoided: Sequence[str]
+) -> tuple[dict[str, Any], list[NormalizedAttentionGuidance]]:
+    """The final run's arguments away from a text for each prompt, and the method that avoids it if the pipeline does not."""
+    if settings.avoid_with is None:
+        return {**call, "negative_prompt": list(avoided)}, []
+    conditioning = find_denoiser(pipe)[1].conditioning
+    again = conditioning.cfg == "calls"  # guidance in a second call of the denoiser, which does not go with NAG
+    dropped = ("negative_prompt", conditioning.scale) if again else ("negative_prompt",)
+    kept = {name: value for name, value in call.items() if name not in dropped}
+    own = call.get("negative_prompt")
+    if not again and own is not None and not any(own):
+        kept["negative_prompt"] = ""  # not the same as none at all, for SDXL
+    return kept, [dataclasses.replace(settings.avoid_with, negative_prompt=tuple(avoided))]
+
+
 def _beside(own: str | None, caption: str) -> str:
     return f"{own}, {caption}" if own else caption
 
@@ -152,6 +175,8 @@ def _told(
 ) -> dict[str, Any]:
     """What a picture's file tells besides its own prompt, seed and caption."""
     model = (cache.model if cache else None) or getattr(pipe, "name_or_path", None)
+    nag = settings.avoid_with
+    avoiding = {} if nag is None else {"avoid_with": as_plain(with_family_defaults(nag, pipe))}
     return {
         "model": model,
         "pipeline": type(pipe).__name__,
@@ -160,6 +185,7 @@ def _told(
             "guidance": guidance_scale(pipe, shared),
             "keep_own": settings.keep_own,
             "captioner": identity(settings.captioner) or repr(settings.captioner),
+            **avoiding,
         },
         "call": {name: value if is_plain(value) else type(value).__name__ for name, value in call.items()},
         "versions": versions(),
