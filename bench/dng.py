@@ -2,6 +2,7 @@
 
     python bench/dng.py run      # every cell of docs/dng.md, into bench/results/cpu/dng.json, and the plots
     python bench/dng.py plots    # docs/dng.png and docs/dng-posterior.png, from the JSON and the pictures of the last run
+    python bench/tables.py       # the tables of docs/dng.md, from the JSON
 
 Image ``i`` of every cell is drawn from a generator of its own with seed ``i``: cells are compared image by image. The pictures
 of a cell are kept in ``out/dng`` and not drawn again: an interrupted run goes on; delete the folder for a fresh one.
@@ -269,44 +270,6 @@ def run(images: int = 200) -> None:
         print(line(row), flush=True)
         RESULT.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     plots()
-
-
-def paired(one: dict[str, Any], other: dict[str, Any], plain: dict[str, Any]) -> tuple[int, int]:
-    """Of the images with an odd seed, how many keep the digit of ``plain`` in the first row only, and in the second only."""
-    read = [(a == c, b == c) for a, b, c in zip(one["read"], other["read"], plain["read"], strict=True)][1::2]
-    return sum(a and not b for a, b in read), sum(b and not a for a, b in read)
-
-
-HEAD = ("", "still show it", "became it", "kept their digit", "change", "pixels", "confidence", "Fréchet", "Vendi")
-
-
-@app.command()
-def table() -> None:
-    """The tables of docs/dng.md, as Markdown, and the images that one of two rows keeps."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in json.loads(RESULT.read_text())["rows"]:
-        groups.setdefault((row["sampler"], row["cfg"], row["prompt"], row["avoid"]), []).append(row)
-    for about, rows in groups.items():
-        print(f"\n{about}\n\n| {' | '.join(HEAD)} |\n| --- |{' ---: |' * (len(HEAD) - 1)}")
-        for row in rows:
-            print(f"| {' | '.join(entries(row))} |")
-        for one in (r for r in rows if r["cell"].startswith("negative")):
-            for other in (r for r in rows if r["cell"].startswith("DNG") and about[-1].startswith("by seed")):
-                print("kept by one only:", one["cell"], "|", other["cell"], paired(one, other, rows[0]))
-
-
-def entries(row: dict[str, Any]) -> list[str]:
-    return [
-        row["cell"],
-        f"{row['stayed']} of {row['members']}",
-        f"{row['became']} of {row['others']}",
-        f"{row['kept']} of {row['others']}",
-        f"{abs(row['change']):.3f} ± {row['change_error']:.3f}",
-        f"{row['pixel_change']:.3f}",
-        f"{row['confidence']:.3f}",
-        "" if row["frechet"] is None else f"{row['frechet']:.0f}",
-        f"{row['vendi']:.2f}",
-    ]
 
 
 def line(row: dict[str, Any]) -> str:

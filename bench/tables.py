@@ -343,7 +343,100 @@ def guidance_predicted() -> str:
     return "\n".join(lines) + "\n"
 
 
+BY_SEED = "by seed"  # images with an even seed avoid the digit that they show without guidance, the others another one
+GROUPS = (  # of DNG's study: label, sampler, scale of classifier-free guidance
+    ("Euler ancestral, CFG 3", "Euler ancestral", 3.0),
+    ("Euler ancestral, no CFG", "Euler ancestral", 1.0),
+    ("Euler, CFG 3, surrogate", "Euler", 3.0),
+)
+PAIRS = (  # of its rows that leave about as many: label, group, scale of DNG, of negative prompting
+    ("CFG 3, scales 10 and 0.5", GROUPS[0], 10, 0.5),
+    ("CFG 3, scales 5 and 0.25", GROUPS[0], 5, 0.25),
+    ("no CFG, scales 5 and 0.25", GROUPS[1], 5, 0.25),
+)
+AWAY = "a handwritten three"
+
+
+def dng_rows(sampler: str, cfg: float, prompt: str = "a digit", avoid: str = BY_SEED) -> list[Row]:
+    """Of one group, without its run that only reports."""
+    wanted = {"sampler": sampler, "cfg": cfg, "prompt": prompt}
+    rows = [row for row in document("dng")["rows"] if wanted.items() <= row.items() and row["avoid"].startswith(avoid)]
+    return [row for row in rows if not row["cell"].startswith("DNG, scale 0,")]
+
+
+def short(row: Row) -> str:
+    """``DNG, scale 10`` of a cell that names all settings."""
+    return re.sub(r"(scale [\d.]+),.*", r"\1", row["cell"])
+
+
+def change(row: Row) -> str:
+    return "0" if row["cell"] == "without" else f"{row['change']:.3f} ± {row['change_error']:.3f}"
+
+
+def pixels(row: Row) -> str:
+    return "0" if row["cell"] == "without" else f"{row['pixel_change']:.3f}"
+
+
+def dng() -> str:
+    lines = [
+        "| | still show it, of 100 | keep their digit, of 100 | change of these 100 | pixels | confidence | Fréchet |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for label, sampler, cfg in GROUPS:
+        for row in dng_rows(sampler, cfg):
+            name = f"**{label}**" if row["cell"] == "without" else short(row)
+            figures = (
+                f"{row['stayed']} | {row['kept']} | {change(row)} | {pixels(row)} | {row['confidence']:.3f} | {row['frechet']:.0f}"
+            )
+            lines.append(f"| {name} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def kept_alone(one: Row, other: Row, plain: Row) -> tuple[int, int]:
+    """Of the images with an odd seed, how many keep the digit of ``plain`` in the first row only, and in the second only."""
+    read = [(a == c, b == c) for a, b, c in zip(one["read"], other["read"], plain["read"], strict=True)][1::2]
+    return sum(a and not b for a, b in read), sum(b and not a for a, b in read)
+
+
+def dng_alone() -> str:
+    lines = ["| keep their digit, of 100, | with DNG alone | with negative prompting alone |", "| --- | ---: | ---: |"]
+    for label, (_, sampler, cfg), dynamic, constant in PAIRS:
+        rows = {short(row): row for row in dng_rows(sampler, cfg)}
+        names = f"DNG, scale {dynamic:g}", f"negative prompting, scale {constant:g}", "without"
+        ours, theirs = kept_alone(*(rows[name] for name in names))
+        lines.append(f"| {label} | {ours} | {theirs} |")
+    return "\n".join(lines) + "\n"
+
+
+def dng_three() -> str:
+    plain = dng_rows("Euler ancestral", 3.0)[0]
+    rows = dng_rows("Euler ancestral", 3.0, avoid=AWAY)
+    others = rows[0]["others"]
+    lines = [
+        f'| "a digit", away from "{AWAY}" (Euler ancestral, CFG 3) | threes of {rows[0]["images"]} | others that keep their digit,'
+        f" of {others} | change | Vendi |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        f"| without | {rows[0]['members']} | {others} | 0 | {plain['vendi']:.2f} |",
+    ]
+    lines += [f"| {short(row)} | {row['avoided']} | {row['kept']} | {change(row)} | {row['vendi']:.2f} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def dng_seven() -> str:
+    rows = dng_rows("Euler ancestral", 3.0, "a handwritten seven", AWAY)
+    lines = [
+        f'| "a handwritten seven", away from "{AWAY}" | sevens of {rows[0]["images"]} | change | pixels |',
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [f"| {short(row)} | {row['read'].count('7')} | {change(row)} | {pixels(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 TABLES = {
+    "dng": (ROOT / "docs" / "dng.md", dng),
+    "dng alone": (ROOT / "docs" / "dng.md", dng_alone),
+    "dng three": (ROOT / "docs" / "dng.md", dng_three),
+    "dng seven": (ROOT / "docs" / "dng.md", dng_seven),
     "guidance": (ROOT / "docs" / "guidance-kernels.md", guidance),
     "guidance predicted": (ROOT / "docs" / "guidance-kernels.md", guidance_predicted),
     "predicted": (ROOT / "docs" / "predicted.md", predicted),

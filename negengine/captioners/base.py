@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 Captioner = Callable[[Image.Image], str]
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeImage:
+    """A negative image that has been drawn.
+
+    Attributes:
+        prompt, seed: of the image.
+        image: itself.
+        caption: of the image; None if it has none yet.
+        drawn: with what.
+
+    Raises:
+        ValueError: a caption that says nothing.
+    """
+
+    prompt: str
+    seed: int
+    image: Image.Image
+    caption: str | None
+    drawn: Mapping[str, Any] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.caption is not None and not (isinstance(self.caption, str) and self.caption.strip()):
+            raise ValueError(f"a caption must be a text that says something, got {self.caption!r}")
 
 
 class CaptionError(RuntimeError):
@@ -20,14 +46,25 @@ class CaptionError(RuntimeError):
         seed: of the image.
         image: that was to be captioned.
         path: where it has been written; None if nowhere.
+        negatives: every negative image of the call, with the captions that were finished. ``negatives=error.negatives`` goes on.
     """
 
-    def __init__(self, reason: str, prompt: str, seed: int, image: Image.Image, path: Path | None = None) -> None:
-        super().__init__(reason, prompt, seed, image, path)
+    def __init__(
+        self,
+        reason: str,
+        prompt: str,
+        seed: int,
+        image: Image.Image,
+        path: Path | None = None,
+        negatives: Sequence[NegativeImage] = (),
+    ) -> None:
+        super().__init__(reason, prompt, seed, image, path, negatives)
         self.reason, self.prompt, self.seed, self.image, self.path = reason, prompt, seed, image, path
+        self.negatives = tuple(negatives)
 
     def __str__(self) -> str:
-        where = f"it is in {self.path}" if self.path else "it is this error's .image"
+        on = ", and `negatives=error.negatives` in the next call goes on from here" if self.negatives else ""
+        where = f"it is in {self.path}" if self.path else f"it is this error's .image{on}"
         return f"no caption for the negative image of {self.prompt!r}, seed {self.seed}: {self.reason}; {where}"
 
 

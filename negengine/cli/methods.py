@@ -24,7 +24,7 @@ ABOUT = {
     "cads": ("makes images differ by noise in the prompt that fades", "FLUX: no true CFG"),
     "seed-variance": ("makes images differ by noise in the prompt at first", "FLUX: no true CFG"),
     "interval": ("guides only at middling noise: richer, less saturated images", "interval.low, interval.high; not FLUX"),
-    "dnp": ("finds the negative prompt by asking the model", "`negengine negative`; guidance above 1"),
+    "dnp": ("finds the negative prompt by asking the model", "`negengine negative`; guidance above 1; few steps: --nag"),
 }
 
 

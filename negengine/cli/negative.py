@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,12 +13,20 @@ from negengine.cli.choice import AVOID_HELP, METHODS_OF_THE_FINAL_RUN, SET_HELP,
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import SCHEDULER_HELP, check_device, check_dtype, load, preset
 from negengine.cli.runs import Run
-from negengine.cli.words import in_flags, put_on
+from negengine.cli.words import FLAGS, in_flags, put_on
 from negengine.environment import machine
+
+if TYPE_CHECKING:
+    from negengine.methods import Method, NormalizedAttentionGuidance
 
 CAPTIONER_HELP = (
     "Who captions: person (asks at the terminal), classifier (for the embedded models), or the hub id or folder of an "
     "image-to-text model (BLIP, BLIP-2, LLaVA, …)."
+)
+
+NAG_HELP = (
+    "Avoid the caption by normalized attention guidance, for models without a negative branch; --set nag.KEY=VALUE sets it. "
+    "FLUX: the final images have no true CFG then."
 )
 
 
@@ -47,10 +55,11 @@ def negative(
     method: Annotated[list[str] | None, typer.Option(help=METHODS_OF_THE_FINAL_RUN)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
     avoid: Annotated[str | None, typer.Option(help=AVOID_HELP)] = None,
+    nag: Annotated[bool, typer.Option("--nag", help=NAG_HELP)] = False,
 ) -> None:
     """Draw what a prompt is least like, caption it, and draw the prompt with that caption as negative prompt (DNP)."""
     from negengine.captioners import CaptionCache
-    from negengine.diffusers.dnp import diffusion_negative_prompting, files
+    from negengine.diffusers.dnp import diffusion_negative_prompting, files, final_call
     from negengine.diffusers.families import find_denoiser
     from negengine.methods import DiffusionNegativePrompt
 
@@ -63,8 +72,10 @@ def negative(
     taken = [f for p, text in enumerate(prompt) for s in seeds for f in files(output, p, text, s) if f.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
-    methods = choose(model, seed, method or ["none"], set_ or [], avoid=avoid, group_size=count)
-    settings = DiffusionNegativePrompt(captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance)
+    methods, avoid_with = _chosen(model, seed, method or [], set_ or [], avoid, count, nag)
+    settings = DiffusionNegativePrompt(
+        captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance, avoid_with=avoid_with
+    )
     console = Console()
     pipe = load(model, dtype, device, scheduler)
     conditioning = find_denoiser(pipe)[1].conditioning
@@ -72,21 +83,39 @@ def negative(
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
     if negative_prompt is not None:
         call["negative_prompt"] = negative_prompt
-    put_on(pipe, methods, {"negative_prompt": "", **call}, "leave it out: true CFG is what avoids the caption")
+    instead = "leave it out: true CFG is what avoids the caption (--nag avoids it without)"
+    put_on(pipe, methods, {} if nag else {"negative_prompt": "", **call}, instead)
     cache = CaptionCache(output / "captions", model=model)
     for number, text in enumerate(prompt):
-        with in_flags(methods):
+        with in_flags(methods, FLAGS | {"true_cfg_scale": "--guidance"}):
             records = diffusion_negative_prompting(
                 pipe, [text] * count, settings, seed=list(seeds), cache=cache, output=output, **call
             )
-        final = call | {"negative_prompt": [record.negative_prompt for record in records]}
-        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, methods, scheduler).plain(pipe)
+        final, acting = final_call(pipe, settings, call, [record.negative_prompt for record in records])
+        run = Run(model, [text] * count, 1, list(seeds), dtype, device, final, [*methods, *acting], scheduler).plain(pipe)
         for k, record in enumerate(records):
             record.save(output, number, also={"run": run, "number": k, "machine": machine()})
             console.print(
                 f"{text!r}, seed {record.seed}: the negative image shows {record.caption!r}", soft_wrap=True, highlight=False
             )
     console.print(f"{2 * len(prompt) * count} images in {output}", soft_wrap=True)
+
+
+def _chosen(
+    model: str, seed: int, method: list[str], sets: list[str], avoid: str | None, count: int, nag: bool
+) -> tuple[list[Method], NormalizedAttentionGuidance | None]:
+    """The methods that are applied to the pipeline, and the settings of NAG if it is to avoid the caption."""
+    from negengine.methods import NormalizedAttentionGuidance
+
+    if not nag:
+        return choose(model, seed, method or ["none"], sets, avoid=avoid, group_size=count), None
+    if any(name.partition(":")[0] == "nag" for name in method):
+        raise ValueError("--nag is NAG away from the caption; drop --method nag, and give a text of your own as --negative-prompt")
+    of_nag = [text for text in sets if text.startswith("nag.")]
+    others = choose(model, seed, method or ["none"], [text for text in sets if text not in of_nag], avoid=avoid, group_size=count)
+    (settings,) = choose(model, seed, ["nag"], of_nag)
+    assert isinstance(settings, NormalizedAttentionGuidance)
+    return others, settings
 
 
 def _captioner(name: str, prompt: str | None, model: str, device: str) -> Any:

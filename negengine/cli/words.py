@@ -21,29 +21,34 @@ FLAGS = {
 
 
 @contextmanager
-def in_flags(methods: Sequence[Method]) -> Iterator[None]:
+def in_flags(methods: Sequence[Method], flags: Mapping[str, str] = FLAGS) -> Iterator[None]:
     """TypeError and ValueError that are raised inside become a ValueError that names flags."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(translated(str(error), methods)) from error
+        raise ValueError(translated(str(error), methods, flags=flags)) from error
 
 
-def translated(text: str, methods: Sequence[Method], samplers: Sequence[str] = ()) -> str:
+def translated(text: str, methods: Sequence[Method], samplers: Sequence[str] = (), flags: Mapping[str, str] = FLAGS) -> str:
     """``surrogate='ancestral'`` becomes ``--set dng.surrogate=ancestral``, and ``guidance_scale`` ``--guidance``.
 
     Args:
         samplers: those that fit the pipeline; only these are advised.
+        flags: by argument of the pipeline's call.
     """
     way = f"--scheduler {ANCESTRAL}, or " if ANCESTRAL in samplers else ""
     text = re.sub(r"switch to one that has \([^)]*\), or set ", f"give {way}", text)
+    text = text.replace(
+        "DiffusionNegativePrompt(guidance=..., avoid_with=NormalizedAttentionGuidance())", "--nag, --negative-guidance"
+    )
+    text = text.replace("DiffusionNegativePrompt(guidance=...)", "--negative-guidance")
     text = text.replace("use variant='dng'", "give --method sld:dng")  # the variant alone would keep the numbers of the paper's
     for settings in methods:
         text = text.replace(f"{type(settings).__name__}(", f"{settings.title}(")
         for field in dataclasses.fields(settings):
             text = re.sub(rf"(?<![\w.(])(?:set )?{field.name}='([^']*)'", rf"--set {settings.name}.{field.name}=\1", text)
             text = re.sub(rf"`{field.name}`", f"`--set {settings.name}.{field.name}=…`", text)
-    for name, flag in FLAGS.items():
+    for name, flag in flags.items():
         text = re.sub(rf"\b{name}(=(?=\w))?", lambda found, flag=flag: f"{flag} " if found[1] else flag, text)  # type: ignore[misc]
     return text
 

@@ -31,6 +31,9 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
     A method of a kind that is there already takes its place. Conditioning is edited before rows are joined, tokens are
     changed in the order in which the methods were applied, and at most one method decides the prediction.
 
+    What a callback applies in the middle of a pipeline's call begins with the next call, also other settings of what is there.
+    The other methods go on.
+
     Args:
         target: a diffusers pipeline, or its denoiser. For a denoiser, give ``NegToMe(group_size=...)`` and either the
             ``scheduler`` that is stepped beside it or ``timesteps=(0, 1000)``.
@@ -54,7 +57,7 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
         EFFECTS[type(settings)].check(settings, family, pipe, scheduler)
     there = _effects_of(target, denoiser)
     if pipe is None and scheduler is None and set(there) - {type(settings) for settings in methods}:
-        scheduler = _sessions[denoiser].clock.scheduler  # of those that stay
+        scheduler = _sessions[denoiser].scheduler  # of those that stay
     unscheduled = pipe is None and scheduler is None
     effects = there | {type(s): EFFECTS[type(s)](s, family, denoiser, unscheduled) for s in methods}
     _check_owners(effects)
@@ -67,6 +70,8 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
 
 def remove(target: Target, *kinds: type[Method]) -> Target:
     """Take methods off, all if none are named; nothing of them remains. Does nothing if they are not there. Returns ``target``.
+
+    In the middle of a pipeline's call they act no more from the next step on; the others go on.
 
     Args:
         kinds: classes of settings, such as ``negengine.NegToMe``.
@@ -85,13 +90,15 @@ def remove(target: Target, *kinds: type[Method]) -> Target:
     kept = {type(effect.settings): effect for effect in session.effects if type(effect.settings) not in kinds}
     if len(kept) < len(session.effects):
         pipe = session.pipe()
-        scheduler = session.clock.scheduler if pipe is None else None
+        scheduler = session.scheduler if pipe is None else None
         _renew(denoiser if pipe is None else pipe, denoiser, family, kept, scheduler)
     return target
 
 
 def status(target: Any) -> Status:
-    """What the methods did in the last run of ``target``: ``print`` it, or ask ``status(pipe)[negengine.NegToMe]``.
+    """What the methods did in the last run of ``target``, or so far in the one that goes on.
+
+    ``print`` it, or ask for one method: ``status(pipe)[negengine.NegToMe]``.
 
     Raises:
         ValueError: nothing is applied to ``target``, or to another pipeline that shares its denoiser.
@@ -119,6 +126,39 @@ def suspended(target: Any) -> Iterator[None]:
         yield
 
 
+def check_beside(pipe: Any, settings: Method) -> None:
+    """Raises ValueError for a method that :func:`beside` could not add to a pipeline; nothing is changed."""
+    denoiser, family = find_denoiser(pipe)
+    _check_target(pipe, family)
+    session, kind = _sessions.get(denoiser), EFFECTS[type(settings)]
+    if session is not None and session.pipe() is not pipe:
+        raise ValueError(
+            f"{settings.title} is needed for one run, but methods are applied to its denoiser, or to a pipeline that shares it; "
+            "remove them first"
+        )
+    if type(settings) in _effects_of(pipe, denoiser):
+        raise ValueError(
+            f"{settings.title} is applied already, and is needed here with a prompt of its own; take it off first: "
+            f"negengine.remove(pipe, negengine.{type(settings).__name__})"
+        )
+    kind.check(settings, family, pipe, None)
+    kind(settings, family, denoiser)
+
+
+@contextmanager
+def beside(pipe: Any, *methods: Method) -> Iterator[None]:
+    """A ``with`` in which further methods act, if any, beside those that are applied. Raises as :func:`check_beside`."""
+    for settings in methods:
+        check_beside(pipe, settings)
+    if methods:
+        apply(pipe, *methods)
+    try:
+        yield
+    finally:
+        if methods:
+            remove(pipe, *map(type, methods))
+
+
 def applied_to(target: Any, kind: type[Method]) -> Effect[Any] | None:
     """What a method does to a pipeline now; None after ``remove``, or after ``apply`` to another that shares its denoiser."""
     return _effects_of(target, find_denoiser(target)[0]).get(kind)
@@ -134,13 +174,16 @@ def _renew(target: Any, denoiser: nn.Module, family: Family, effects: dict[type[
             type(other).__name__,
             type(target).__name__,
         )
+    pipe = None if isinstance(target, nn.Module) else target
+    running = None if before is None or pipe is None or other is not pipe or not effects else before.running
     for session in (before, _driven.pop(target, None)):  # the latter: its denoiser was replaced
         if session is not None:
             session.detach()
+            if session.running is not running:
+                session.running.change(())
     if not effects:
         return
-    pipe = None if isinstance(target, nn.Module) else target
-    session = Session(pipe, denoiser, family, list(effects.values()), scheduler)
+    session = Session(pipe, denoiser, family, list(effects.values()), scheduler, running)
     if session.heard_places - (before.heard_places if before else set()):
         _forget_compiled(target, denoiser, family)
     _sessions[denoiser] = session

@@ -16,27 +16,36 @@ TEXTS = ("prompt_2", "prompt_3")  # for further text encoders
 SCALES_LORA = ("cross_attention_kwargs", "joint_attention_kwargs")
 
 
-def guidance_scale(pipe: Any, call: Mapping[str, Any]) -> float:
+def guidance_scale(pipe: Any, call: Mapping[str, Any], image_alone: bool = False) -> float:
     """The scale with which ``pipe(**call)`` guides.
 
+    Args:
+        image_alone: it is for the negative image only, since NAG avoids the caption.
+
     Raises:
-        ValueError: it would draw without a negative branch; says what one costs, and what needs none.
+        ValueError: it would draw without a negative branch; says what would work, and what that costs.
     """
     denoiser, family = find_denoiser(pipe)
-    name = family.conditioning.scale
-    instead = "Normalized attention guidance (NAG) is the way that needs no such branch"
+    name, of = family.conditioning.scale, type(pipe).__name__
+    instead = "Normalized attention guidance (NAG) away from a prompt of your own needs no such branch"
     if name not in parameters(pipe):
-        raise ValueError(f"{type(pipe).__name__} has no negative branch: it takes no {name}. {instead}")
+        raise ValueError(f"{of} has no negative branch: it takes no {name}. {instead}")
     if family.conditioning.distilled(denoiser):
         raise ValueError(f"this {type(denoiser).__name__} has its guidance built in, so there is no negative branch. {instead}")
     scale = argument(pipe, name, call)
-    if not scale > 1:
+    if scale > 1:
+        return float(scale)
+    without = f"at {name} {scale:g} {of} draws without a negative branch"
+    if image_alone:
         raise ValueError(
-            f"at {name} {scale:g} {type(pipe).__name__} draws without a negative branch, which the negative image and the "
-            f"negative prompt both need. Give {name} above 1: the denoiser then works twice in each step, so a run takes "
-            f"about twice as long. {instead}"
+            f"{without}, which the negative image needs: give DiffusionNegativePrompt(guidance=...) above 1, which is "
+            "the scale of that run alone"
         )
-    return float(scale)
+    raise ValueError(
+        f"{without}, which the negative image and the negative prompt both need. Give {name} above 1: the denoiser then works "
+        "twice in each step, so a run takes about twice as long. Or have the caption avoided by NAG, which needs none: "
+        "DiffusionNegativePrompt(guidance=..., avoid_with=NormalizedAttentionGuidance())"
+    )
 
 
 def argument(pipe: Any, name: str, call: Mapping[str, Any]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,15 @@ from typing import Any
 from PIL import Image
 
 from negengine import png
-from negengine.captioners import CaptionCache, CaptionError, ask, identity
+from negengine.captioners import CaptionCache, NegativeImage, identity
+from negengine.diffusers.apply import beside, check_beside
 from negengine.diffusers.branches import argument, guidance_scale
-from negengine.diffusers.dns import (
-    check_call,
-    diffusion_negative_image,
-    first_run,
-    generators,
-    negatives_of,
-    seeds_of,
-    texts,
-)
-from negengine.diffusers.families import find_denoiser
+from negengine.diffusers.dns import check_call, first_run, generators, negatives_of, seeds_of, texts
+from negengine.diffusers.families import find_denoiser, with_family_defaults
+from negengine.diffusers.negatives import captioned, is_plain
 from negengine.environment import versions
-from negengine.methods import DiffusionNegativePrompt
+from negengine.methods import DiffusionNegativePrompt, NormalizedAttentionGuidance
+from negengine.methods.plain import as_plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +79,14 @@ def diffusion_negative_prompting(
     *,
     seed: int | Sequence[int],
     cache: CaptionCache | None = None,
+    negatives: Sequence[NegativeImage] = (),
     output: str | Path | None = None,
     **call: Any,
 ) -> list[DiffusionNegative]:
     """Draw the image that fits each prompt least, have it captioned, and draw the prompts with the captions as negative prompts.
 
-    A caption belongs to a prompt and a seed. Methods that were applied to the pipeline act in the final run only.
+    A caption belongs to a prompt and a seed. Methods that were applied to the pipeline act in the final run only. With
+    ``settings.avoid_with`` the final run avoids the captions by normalized attention guidance, without a negative branch.
 
     Args:
         pipe: as :func:`~negengine.diffusion_negative_image` takes it.
@@ -96,6 +94,8 @@ def diffusion_negative_prompting(
         settings: of the method. Steps and guidance left at None are those of the call.
         seed: for several prompts one for all or one each.
         cache: keeps every caption and its picture as soon as it is given; what it has is neither drawn nor captioned again.
+        negatives: negative images of a call that a failed caption ended (``CaptionError.negatives``). They are not drawn again, and
+            captioned only where they have no caption.
         output: folder for a picture that the captioner failed on.
         call: further arguments of the pipeline's call, for both runs. ``negative_prompt`` is the user's own, for the final
             run only. With ``num_images_per_prompt`` n the final images have the seeds ``seed`` … ``seed + n - 1``, and the
@@ -106,8 +106,8 @@ def diffusion_negative_prompting(
 
     Raises:
         TypeError, ValueError: arguments that cannot work, and a pipeline without a negative branch; nothing has been drawn.
-            A file of the cache that is damaged.
-        CaptionError: the captioner raised, or returned nothing; keeps prompt, seed and picture.
+            A file of the cache that is damaged. One of ``negatives`` that this call would draw otherwise.
+        CaptionError: the captioner raised, or returned nothing; keeps prompt and seed, all negative images and the captions so far.
         RuntimeError: as :func:`~negengine.diffusion_negative_image`.
     """
     if not isinstance(settings, DiffusionNegativePrompt):
@@ -118,72 +118,52 @@ def diffusion_negative_prompting(
     own = negatives_of(call.pop("negative_prompt", None), len(prompts))
     per_prompt = call.pop("num_images_per_prompt", None) or 1
     shared = call | first_run(pipe, settings.steps, settings.guidance)
-    guidance_scale(pipe, call), guidance_scale(pipe, shared)
-    if all(text == "" for text in own):
-        shared["negative_prompt"] = ""  # not the same as none at all, for SDXL
+    if settings.avoid_with is None:
+        guidance_scale(pipe, call), guidance_scale(pipe, shared)
+    else:
+        guidance_scale(pipe, shared, image_alone=True)
+        check_beside(pipe, settings.avoid_with)
+    empty = {"negative_prompt": ""} if all(text == "" for text in own) else {}  # not the same as none at all, for SDXL
+    shared |= empty
     told = _told(pipe, settings, shared, call, cache)
     pairs = [{"prompt": prompt, "seed": number, **told} for prompt, number in zip(prompts, seeds, strict=True)]
-    keys = [_key(pipe, settings, pair, shared) for pair in pairs] if cache else []
-    kept: list[tuple[str, Image.Image] | None] = [cache.find(key) for key in keys] if cache else [None] * len(pairs)
-    missing = [i for i, found in enumerate(kept) if found is None]
-    asked = _captioned(pipe, [pairs[i] for i in missing], settings, shared, None if output is None else Path(output))
-    for i, found in zip(missing, asked, strict=True):  # one after the other: what is captioned is kept, whatever comes after
-        kept[i] = found
-        if cache:
-            about = {**pairs[i], "caption": found[0], "role": "negative image"}
-            cache.keep(keys[i], found[0], png.encode(found[1], about))
-    captions = [found for found in kept if found is not None]
-    negatives = [_beside(text if settings.keep_own else None, caption) for text, (caption, _) in zip(own, captions, strict=True)]
-    drawn = pipe(
-        prompt=prompts,
-        negative_prompt=negatives,
-        num_images_per_prompt=per_prompt,
-        generator=generators(pipe, [number + k for number in seeds for k in range(per_prompt)]),
-        **call,
-    ).images
+    images = captioned(pipe, pairs, settings, shared, cache, negatives, None if output is None else Path(output))
+    captions = [str(image.caption) for image in images]
+    texts_to_avoid = [_beside(text if settings.keep_own else None, caption) for text, caption in zip(own, captions, strict=True)]
+    call |= {"num_images_per_prompt": per_prompt, **empty}
+    call["generator"] = generators(pipe, [number + k for number in seeds for k in range(per_prompt)])
+    call, acting = final_call(pipe, settings, call, texts_to_avoid)
+    with beside(pipe, *acting):
+        drawn = pipe(prompt=prompts, **call).images
     return [
         DiffusionNegative(
-            prompt=prompt,
-            seed=number,
-            negative_image=picture,
+            prompt=image.prompt,
+            seed=image.seed,
+            negative_image=image.image,
             caption=caption,
             negative_prompt=negative,
             images=tuple(drawn[i * per_prompt : (i + 1) * per_prompt]),
             settings=settings,
             told={**pairs[i], "caption": caption, "negative_prompt": negative},
         )
-        for i, (prompt, number, negative, (caption, picture)) in enumerate(zip(prompts, seeds, negatives, captions, strict=True))
+        for i, (image, caption, negative) in enumerate(zip(images, captions, texts_to_avoid, strict=True))
     ]
 
 
-def _captioned(
-    pipe: Any, pairs: Sequence[Mapping[str, Any]], settings: DiffusionNegativePrompt, shared: Mapping[str, Any], output: Path | None
-) -> Iterator[tuple[str, Image.Image]]:
-    """The caption and the negative image of every pair of a prompt and a seed, drawn in one run."""
-    if not pairs:
-        return
-    prompts, seeds = [pair["prompt"] for pair in pairs], [pair["seed"] for pair in pairs]
-    pictures = diffusion_negative_image(pipe, prompts, seed=seeds, **shared)
-    for pair, picture in zip(pairs, pictures, strict=True):
-        try:
-            caption = ask(settings.captioner, picture)
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            path, reason = _put_by(picture, pair, output, reason)
-            raise CaptionError(reason, pair["prompt"], pair["seed"], picture, path) from error
-        yield caption, picture
-
-
-def _put_by(picture: Image.Image, pair: Mapping[str, Any], output: Path | None, reason: str) -> tuple[Path | None, str]:
-    """Where a picture without a caption has been written, and the reason with what went wrong in writing it."""
-    if output is None:
-        return None, reason
-    path = png.free(output / f"uncaptioned-{png.slug(pair['prompt'])}-seed{pair['seed']}.png")
-    try:
-        png.write(picture, path, {**pair, "role": "negative image"})
-    except OSError as error:
-        return None, f"{reason}, and its picture could not be written ({error})"
-    return path, reason
+def final_call(
+    pipe: Any, settings: DiffusionNegativePrompt, call: Mapping[str, Any], avoided: Sequence[str]
+) -> tuple[dict[str, Any], list[NormalizedAttentionGuidance]]:
+    """The final run's arguments away from a text for each prompt, and the method that avoids it if the pipeline does not."""
+    if settings.avoid_with is None:
+        return {**call, "negative_prompt": list(avoided)}, []
+    conditioning = find_denoiser(pipe)[1].conditioning
+    again = conditioning.cfg == "calls"  # guidance in a second call of the denoiser, which does not go with NAG
+    dropped = ("negative_prompt", conditioning.scale) if again else ("negative_prompt",)
+    kept = {name: value for name, value in call.items() if name not in dropped}
+    own = call.get("negative_prompt")
+    if not again and own is not None and not any(own):
+        kept["negative_prompt"] = ""  # not the same as none at all, for SDXL
+    return kept, [dataclasses.replace(settings.avoid_with, negative_prompt=tuple(avoided))]
 
 
 def _beside(own: str | None, caption: str) -> str:
@@ -195,6 +175,8 @@ def _told(
 ) -> dict[str, Any]:
     """What a picture's file tells besides its own prompt, seed and caption."""
     model = (cache.model if cache else None) or getattr(pipe, "name_or_path", None)
+    nag = settings.avoid_with
+    avoiding = {} if nag is None else {"avoid_with": as_plain(with_family_defaults(nag, pipe))}
     return {
         "model": model,
         "pipeline": type(pipe).__name__,
@@ -203,38 +185,8 @@ def _told(
             "guidance": guidance_scale(pipe, shared),
             "keep_own": settings.keep_own,
             "captioner": identity(settings.captioner) or repr(settings.captioner),
+            **avoiding,
         },
-        "call": {name: value if _plain(value) else type(value).__name__ for name, value in call.items()},
+        "call": {name: value if is_plain(value) else type(value).__name__ for name, value in call.items()},
         "versions": versions(),
-    }
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_plain(part) for part in value)
-    return value is None or isinstance(value, str | int | float | bool)
-
-
-def _key(pipe: Any, settings: DiffusionNegativePrompt, pair: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a caption hangs on, for the cache. Raises ValueError if a part of it has no name."""
-    if pair["model"] is None:
-        raise ValueError("this pipeline does not tell where it was loaded from; name its model: CaptionCache(folder, model=...)")
-    if identity(settings.captioner) is None:
-        raise ValueError(
-            f"captions of {settings.captioner!r} cannot be told from those of another captioner; give it an attribute "
-            "`identity`, a text, or call without a cache"
-        )
-    denoiser, family = find_denoiser(pipe)
-    config = {name: value if _plain(value) else repr(value) for name, value in pipe.scheduler.config.items() if name[0] != "_"}
-    return {
-        "model": pair["model"],
-        "pipeline": pair["pipeline"],
-        "dtype": str(getattr(denoiser, "dtype", None)),
-        "scheduler": [type(pipe.scheduler).__name__, config],
-        "prompt": pair["prompt"],
-        "seed": [pipe._execution_device.type, pair["seed"]],
-        "steps": pair["dnp"]["steps"],
-        "guidance": pair["dnp"]["guidance"],
-        "captioner": pair["dnp"]["captioner"],
-        "call": {name: value for name, value in shared.items() if name not in ("num_inference_steps", family.conditioning.scale)},
     }

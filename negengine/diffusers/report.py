@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from negengine.methods.base import Method
 
@@ -19,6 +19,8 @@ class Report:
         family: model family.
         steps, active_steps: denoising steps, and those in which it was active.
         nothing: why its settings change nothing; None if they do.
+        stage: of the run: ``"over"``; ``"running"``, so that the numbers grow; or ``"late"``: the method was applied in the middle
+            of a run, which is not its own.
     """
 
     method: str
@@ -26,30 +28,44 @@ class Report:
     steps: int
     active_steps: int
     nothing: str | None = dataclasses.field(default=None, kw_only=True)
+    stage: Literal["over", "running", "late"] = dataclasses.field(default="over", kw_only=True)
 
     @property
     def idle_reason(self) -> str | None:
-        """Why the last run changed nothing; None if it changed something or there was none."""
-        if self.steps and self.nothing is not None:
-            return self.nothing
-        if self.steps and not self.active_steps:
-            return "no step of the run lies in its window"
-        return None
+        """Why the last run changed nothing; None if it changed something, is not over, or there was none."""
+        if self.stage == "late":
+            return "it was applied in the middle of a run, and begins with the next"
+        if self.stage == "running" or not self.steps:
+            return None
+        return self.idle() if self.nothing is None else self.nothing
+
+    def idle(self) -> str | None:
+        """Why a run that is over changed nothing, if not for its settings alone."""
+        return None if self.active_steps else "no step of the run lies in its window"
 
     def of_image(self, number: int) -> dict[str, Any]:
         """The numbers as JSON can hold them; of those that every image has, those of one image of the call."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["method"], fields["family"]
+        del fields["method"], fields["family"], fields["stage"]
         return {name: [row[number] for row in value] if isinstance(value, tuple) else value for name, value in fields.items()}
 
     def told(self) -> str:
         """What it did, as a clause."""
         return f"active in {self.active_steps} of {self.steps} steps"
 
+    def applied(self) -> str:
+        """What there is before its first run, as a clause."""
+        return "applied"
+
     def __str__(self) -> str:
+        name = f"{self.method} on {self.family}"
+        if self.stage == "late":
+            return f"{name}: {self.applied()} in the middle of a run; it begins with the next"
         if not self.steps:
-            return f"{self.method} on {self.family}: applied, not run yet"
-        done = f"{self.method} on {self.family}: {self.told()}"
+            return f"{name}: {self.applied()}, not run yet"
+        if self.stage == "running":
+            return f"{name}: {self.told()}; the run goes on"
+        done = f"{name}: {self.told()}"
         return done if self.idle_reason is None else f"{done}; it changed nothing: {self.idle_reason}"
 
 
@@ -78,11 +94,8 @@ class NegToMeReport(Report):
         """Merged of eligible tokens, 0 … 1."""
         return self.merged_tokens / self.eligible_tokens if self.eligible_tokens else 0.0
 
-    @property
-    def idle_reason(self) -> str | None:
-        if self.steps and self.nothing is not None:
-            return self.nothing
-        if not self.steps or self.merged_tokens:
+    def idle(self) -> str | None:
+        if self.merged_tokens:
             return None
         if not self.active_steps:
             return "no timestep of the run lies in the window; widen `timesteps`"
@@ -99,10 +112,8 @@ class NegToMeReport(Report):
         )
         return done if self.kernels is None else f"{done}; Triton kernels: {self.kernels}"
 
-    def __str__(self) -> str:
-        if not self.steps:
-            return f"{self.method} on {self.family}: applied to {self.blocks} blocks, not run yet"
-        return super().__str__()
+    def applied(self) -> str:
+        return f"applied to {self.blocks} blocks"
 
 
 @dataclass(frozen=True)
@@ -122,11 +133,10 @@ class DngReport(Report):
     clamped: int
     unusable: int
 
-    @property
-    def idle_reason(self) -> str | None:
-        if self.steps and len(self.p) > 1 and all(value == 0 for row in self.strength for value in row):
+    def idle(self) -> str | None:
+        if len(self.p) > 1 and all(value == 0 for row in self.strength for value in row):
             return "`scale` is 0"
-        return super().idle_reason
+        return super().idle()
 
     def told(self) -> str:
         if not self.p or not self.p[0]:
@@ -153,9 +163,8 @@ class NagReport(Report):
     blocks: int
     guides: bool
 
-    @property
-    def idle_reason(self) -> str | None:
-        if not self.steps or self.active_steps:
+    def idle(self) -> str | None:
+        if self.active_steps:
             return None
         if not self.guides:
             return "a scale of 1 or an alpha of 0 guides nothing; raise it"
@@ -169,9 +178,8 @@ class NagReport(Report):
 class IntervalReport(Report):
     """Of the guidance interval; ``active_steps`` are those that it leaves without guidance."""
 
-    @property
-    def idle_reason(self) -> str | None:
-        return "every step lies in the interval; narrow it" if self.steps and not self.active_steps else None
+    def idle(self) -> str | None:
+        return None if self.active_steps else "every step lies in the interval; narrow it"
 
     def told(self) -> str:
         return f"guided {self.steps - self.active_steps} of {self.steps} steps"

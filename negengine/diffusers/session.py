@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,15 +14,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from negengine.diffusers.clock import Clock
-from negengine.diffusers.effect import Call, Effect, Step, overrides
-from negengine.diffusers.families import Family, Grid, Site
+from negengine.diffusers.effect import Call, Effect, overrides
+from negengine.diffusers.families import Family, Site
 from negengine.diffusers.listen import MethodListener
 from negengine.diffusers.prompts import encoder
 from negengine.diffusers.report import Status
-from negengine.diffusers.rows import Rows, join
-
-logger = logging.getLogger("negengine")
+from negengine.diffusers.rows import join
+from negengine.diffusers.running import RunningCall
 
 SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
 
@@ -37,23 +34,30 @@ class Place:
 
 
 class Session:
-    """The effects on one denoiser, the hooks and listeners that drive them, and what they share.
+    """The effects on one denoiser, and the hooks and listeners that drive them, from ``apply`` to ``remove``.
 
-    The host's side is driven by the pipeline's and the scheduler's own calls, between the denoiser's forwards. The
-    forward only reads: ``active``, the effects, the number of text tokens.
+    What is known of the call that is running, and what the effects are told as it goes on, is in ``running``. The host's
+    side is driven by the pipeline's and the scheduler's own calls, between the denoiser's forwards. The forward only reads:
+    ``running``, and the effects.
     """
 
     def __init__(
-        self, pipe: Any | None, denoiser: nn.Module, family: Family, effects: Sequence[Effect[Any]], scheduler: Any
+        self,
+        pipe: Any | None,
+        denoiser: nn.Module,
+        family: Family,
+        effects: Sequence[Effect[Any]],
+        scheduler: Any,
+        running: RunningCall | None = None,
     ) -> None:
+        """``running``: of the session in whose place this one comes, on the same pipeline."""
+        bare = pipe is None
         self.family, self.effects = family, list(effects)
-        self.clock = Clock(unscheduled=pipe is None and scheduler is None)
-        self.rows = Rows()
-        self.open = pipe is None  # a call of the pipeline that was applied to is running
-        self.active = False  # some effect is, in the next call of the denoiser
-        self.text_tokens = 0
-        self.size: Grid | None = None
-        self.grids: dict[int, Grid] = {}
+        self.scheduler: Any = None  # that is listened to
+        self.running = running or RunningCall(
+            self.effects, bare, unscheduled=bare and scheduler is None, announced=hasattr(pipe, "check_inputs")
+        )
+        self.running.change(self.effects)
         self.places = places(self.effects)
         self.awaiting = [effect for effect in self.effects if overrides(effect, "arrived")]
         self.editors = [effect for effect in self.effects if overrides(effect, "inputs")]
@@ -68,15 +72,11 @@ class Session:
         self._modules: list[weakref.ref[nn.Module]] = []
         self._scheduler_listeners: list[MethodListener] = []
         self._pipe_listeners: list[MethodListener] = []
-        self._prompts = 0  # lists of prompts that the running call has encoded
-        # whether what is encoded now belongs to a call: a user may encode prompts between calls
-        self._encoding = not hasattr(pipe, "check_inputs")
-        self._silent = False
         self._attach(denoiser)
         self._follow(scheduler if pipe is None else pipe.scheduler)
         self._listen_to(pipe)
-        if self.clock.unscheduled:
-            self._decide()
+        if bare:
+            self.running.decide() if scheduler is None else self.running.join()
 
     def _listen_to(self, pipe: Any | None) -> None:
         if pipe is not None:
@@ -95,24 +95,25 @@ class Session:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Nothing is heard and no effect acts; afterwards all is as it was. The hooks stay, and compiled code with them."""
-        was_open, scheduler = self.open, self.clock.scheduler
+        running, scheduler = self.running, self.scheduler
+        was_open = running.open
         for listener in self._scheduler_listeners + self._pipe_listeners:
             listener.remove()
         self._scheduler_listeners, self._pipe_listeners = [], []
-        self.open = False
-        self._decide_nothing()
+        running.open = False
+        running.decide_nothing()
         try:
             yield
         finally:
-            self.open, self.clock.scheduler = was_open, None
+            running.open, self.scheduler = was_open, None
             self._follow(scheduler)
             self._listen_to(self.pipe())
-            self._decide()
+            running.decide()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """Nothing drives a copied denoiser: its hooks stay silent."""
         twin = copy.copy(self)
-        twin.active = twin.open = False
+        twin.running = RunningCall([])
         twin.effects, twin.awaiting, twin.editors, twin.joiners, twin.owners = [], [], [], [], []
         return twin
 
@@ -131,7 +132,7 @@ class Session:
         return whole | {(place.site.path, place.site.where) for place in self.places}
 
     def status(self) -> Status:
-        return Status({type(effect.settings): effect.report(self.clock) for effect in self.effects})
+        return self.running.status()
 
     # --- the denoiser --------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Session:
         return None if changed is inputs else ((), changed)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not self.active:
+        if not self.running.active:
             return None
         if isinstance(output, Tensor):
             return self.leave(output)
@@ -179,14 +180,14 @@ class Session:
 
     def enter(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The denoiser is called with these inputs: the same, or others with conditioning edited and rows joined."""
+        running, rows = self.running, self.running.rows
         size = self.family.latents.size(inputs)
-        if size is not None and size != self.size:
-            self._resize(size)
-        self.text_tokens = self.family.tokens.text(inputs)
-        if not self.active:
+        if size is not None and size != running.size:
+            running.resize(size, self.family.tokens.grids(*size))
+        running.text_tokens = self.family.tokens.text(inputs)
+        if not running.active:
             return inputs
         conditioning = self.family.conditioning
-        rows = self.rows
         sample = inputs[conditioning.sample]
         rows.base = rows.total = len(sample)
         for effect in self.awaiting:
@@ -207,7 +208,7 @@ class Session:
 
     def leave(self, sample: Tensor) -> Tensor:
         """The denoiser's output without the joined rows, and with the prediction of the effect that owns it."""
-        rows = self.rows
+        rows = self.running.rows
         base = sample[: rows.base] if rows.total > rows.base else sample
         for effect in self.owners:
             if effect.active:
@@ -218,41 +219,18 @@ class Session:
         """What the effects make of the tokens at a place: ``x`` itself where they changed it in place, or nothing."""
         for effect, spot in place.heard:
             if effect.active:
-                changed = effect.tokens(x, spot, self.rows)
+                changed = effect.tokens(x, spot, self.running.rows)
                 x = x if changed is None else changed
         return x
-
-    def _resize(self, size: Grid) -> None:
-        self.size = size
-        self.grids = self.family.tokens.grids(*size)
-        for effect in self.effects:
-            effect.sized(size, self.grids)
-
-    # --- the host, once per step ---------------------------------------------------------------------------------
-
-    def _decide(self) -> None:
-        """What the next call of the denoiser is to have done to it."""
-        for effect in self.effects:
-            effect.active = self.open and effect.at(self.clock)
-        self.active = any(effect.active for effect in self.effects)
-
-    def _decide_nothing(self) -> None:
-        self.active = False
-        for effect in self.effects:
-            effect.active = False
-
-    def _move_to(self, position: int) -> None:
-        self.clock.position = position
-        self._decide()
 
     # --- the scheduler -------------------------------------------------------------------------------------------
 
     def _follow(self, scheduler: Any | None) -> None:
-        if scheduler is self.clock.scheduler:
+        if scheduler is self.scheduler:
             return
         for listener in self._scheduler_listeners:
             listener.remove()
-        self.clock.scheduler = scheduler
+        self.scheduler = self.running.clock.scheduler = scheduler
         self._scheduler_listeners = [
             MethodListener(scheduler, name, getattr(self, f"_heard_{name}"))
             for name in SCHEDULER_METHODS
@@ -260,41 +238,25 @@ class Session:
         ]
 
     def _heard_set_timesteps(self, arguments: Mapping[str, Any], result: Any) -> None:
-        self.clock.schedule(self.clock.scheduler)
-        for effect in self.effects:
-            effect.scheduled(self.clock)
-        self._move_to(0)
+        self.running.schedule()
 
     def _heard_set_begin_index(self, arguments: Mapping[str, Any], result: Any) -> None:
-        self._move_to(arguments["begin_index"])
+        self.running.move_to(arguments["begin_index"])
 
     def _heard_scale_model_input(self, arguments: Mapping[str, Any], result: Any) -> None:
-        position = self.clock.locate(arguments.get("timestep"))
-        if position is not None and position != self.clock.position:
-            self._move_to(position)
-        for effect in self.effects:
-            if effect.active:
-                effect.refresh()
+        self.running.refresh(arguments.get("timestep"))
 
     def _heard_step(self, arguments: Mapping[str, Any], result: Any) -> None:
-        position = self.clock.locate(arguments.get("timestep"))
-        position = self.clock.position if position is None else position
-        self.clock.steps += 1
-        previous = result[0] if isinstance(result, tuple) else result.prev_sample
-        step = Step(position, arguments["sample"], previous)
-        for effect in self.effects:
-            if self.open:
-                effect.active_steps += effect.active
-                effect.stepped(step, self.clock)
-        self._move_to(position + 1)
+        self.running.step(arguments, result[0] if isinstance(result, tuple) else result.prev_sample)
 
     # --- the pipeline --------------------------------------------------------------------------------------------
 
     def _heard_check_inputs(self, arguments: Mapping[str, Any], result: Any) -> None:
-        self._prompts, self._encoding = 0, True
+        self.running.announce()
 
     def _heard_encode_prompt(self, arguments: Mapping[str, Any], result: tuple[Any, ...]) -> None:
-        if self._silent or not self._encoding:
+        running = self.running
+        if running.silent or not running.encoding:
             return
         pipe, denoiser = self.pipe(), self.denoiser()
         present = getattr(pipe, self.family.component)
@@ -302,79 +264,35 @@ class Session:
             raise RuntimeError(
                 f"the pipeline's {self.family.component} was replaced after negengine.apply; call apply again (or remove)"
             )
-        self._prompts += 1
-        if self._prompts > 1 and hasattr(pipe, "check_inputs"):
-            with self._closing_on_failure():
-                for effect in self.effects:
-                    effect.second_prompts()
+        running.prompts += 1
+        if running.prompts > 1 and hasattr(pipe, "check_inputs"):
+            running.encoded_more()
             return
         self._reattach(denoiser)
         self._follow(pipe.scheduler)
         embeds = result[0]
         per_prompt = arguments.get("num_images_per_prompt") or 1
         inputs = functools.partial(self.family.conditioning.prompts, result)
-        encode = encoder(pipe, self.family, arguments, embeds, self._unheard)
-        call = Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, inputs, encode)
-        self.clock.rewind()
-        self.open, self.active = True, False
-        with self._closing_on_failure():
-            for effect in self.effects:
-                effect.active, effect.active_steps = False, 0
-                effect.prove([embeds.device], embeds.dtype, denoiser)
-                effect.begin(call)
-
-    @contextmanager
-    def _closing_on_failure(self) -> Iterator[None]:
-        """A call that is refused is over: what is encoded next is not its."""
-        try:
-            yield
-        except BaseException:
-            self.active = self.open = False
-            self._encoding = not hasattr(self.pipe(), "check_inputs")
-            for effect in self.effects:
-                effect.finish()
-            raise
-
-    @contextmanager
-    def _unheard(self) -> Iterator[None]:
-        """For calls of the pipeline's methods that are our own."""
-        self._silent = True
-        try:
-            yield
-        finally:
-            self._silent = False
+        encode = encoder(pipe, self.family, arguments, embeds, running.unheard)
+        running.begin(Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, inputs, encode), denoiser)
 
     def _heard_prepare_latents(self, arguments: Mapping[str, Any], result: Any) -> None:
         pipe = self.pipe()
-        self._encoding = not hasattr(pipe, "check_inputs")
         latents = result[0] if isinstance(result, tuple) else result
         size = self.family.latents.prepared(pipe, arguments, latents)
-        self._resize(size)
-        for effect in self.effects:
-            effect.latents_prepared(pipe, size, latents.device, latents.dtype)
-        self._decide()
+        self.running.latents_prepared(pipe, size, self.family.tokens.grids(*size), latents.device, latents.dtype)
 
     def _heard_progress_bar(self, arguments: Mapping[str, Any], result: Any) -> None:
         """The loop runs within this bar, which is closed also when the loop fails."""
-        if self.open and hasattr(result, "close"):
+        if self.running.open and hasattr(result, "close"):
             listener = MethodListener(result, "close", lambda arguments, closed: self._loop_ended(listener))
 
     def _loop_ended(self, listener: MethodListener) -> None:
         listener.remove()
-        self._end()
+        self.running.end()
 
     def _heard_end(self, arguments: Mapping[str, Any], result: Any) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if not self.open:
-            return
-        self.active = self.open = False
-        for effect in self.effects:
-            effect.active = False
-            effect.finish()
-        for report in self.status():
-            logger.log(logging.WARNING if report.idle_reason else logging.INFO, "%s", report)
+        self.running.end()
 
 
 def places(effects: Sequence[Effect[Any]]) -> list[Place]:
@@ -387,7 +305,7 @@ def places(effects: Sequence[Effect[Any]]) -> list[Place]:
 
 
 def _site_input(session: Session, place: Place, module: nn.Module, args: tuple[Any, ...]) -> Any:
-    if session.active:
+    if session.running.active:
         x = session.tokens(args[0], place)
         return None if x is args[0] else (x, *args[1:])
     return None
@@ -396,17 +314,17 @@ def _site_input(session: Session, place: Place, module: nn.Module, args: tuple[A
 def _site_output(
     session: Session, place: Place, text_first: bool, module: nn.Module, args: tuple[Any, ...], output: Tensor
 ) -> None:
-    if session.active:
-        session.tokens(output[:, session.text_tokens :] if text_first else output, place)
+    if session.running.active:
+        session.tokens(output[:, session.running.text_tokens :] if text_first else output, place)
 
 
 def _site_arguments(
     session: Session, place: Place, names: tuple[str, ...], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    if not session.active:
+    if not session.running.active:
         return None
     arguments = dict(zip(names, args, strict=False)) | kwargs
     for effect, spot in place.heard:
         if effect.active:
-            arguments = effect.arguments(arguments, spot, session.rows)
+            arguments = effect.arguments(arguments, spot, session.running.rows)
     return (), arguments

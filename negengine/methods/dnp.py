@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from negengine.methods import checks
 from negengine.methods.base import Method
+from negengine.methods.nag import NormalizedAttentionGuidance
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,8 @@ class DiffusionNegativePrompt(Method):
         steps: of the first run, 1 or more.
         guidance: scale ``w`` of the first run, above 0.
         keep_own: the caption stands beside the user's own negative prompt, not in its place.
+        avoid_with: NAG's settings, for models without a negative branch: the second run is made with NAG away from the caption. Its
+            ``negative_prompt`` is filled in. None: the caption is the pipeline's own negative prompt.
 
     Raises:
         TypeError, ValueError: a setting that cannot work, with what would.
@@ -41,6 +44,7 @@ class DiffusionNegativePrompt(Method):
     steps: int | None = None
     guidance: float | None = None
     keep_own: bool = True
+    avoid_with: NormalizedAttentionGuidance | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.captioner):
@@ -50,3 +54,9 @@ class DiffusionNegativePrompt(Method):
         if self.guidance is not None:
             self._set("guidance", checks.positive("guidance", self.guidance))
         checks.flag("keep_own", self.keep_own)
+        if self.avoid_with is None:
+            return
+        if not isinstance(self.avoid_with, NormalizedAttentionGuidance):
+            raise TypeError(f"avoid_with must be NormalizedAttentionGuidance or None, got {self.avoid_with!r}")
+        if self.avoid_with.negative_prompt != "":
+            raise ValueError("NAG's negative_prompt will be the caption; give your own negative_prompt to the call")

@@ -20,7 +20,6 @@ def sld(
     momentum: float,
     variant: str = "paper",
     outer: float = 1.0,
-    active: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """What the guidance is reduced by in one step, and the momentum for the next.
 
@@ -41,10 +40,10 @@ def sld(
         scale: ``s_S``. threshold: ``lambda``. momentum_scale: ``s_m``. momentum: ``beta_m``.
         variant: one of :data:`VARIANTS`.
         outer: factor of the term; it does not reach the momentum.
-        active: false during the warm-up: the term is zero, the momentum goes on.
 
     Returns:
         The term ``outer * g`` and the new momentum, both float32 (float64 for float64 predictions) and of the inputs' shape.
+        During the warm-up the caller leaves the term out, and the momentum goes on.
 
     Raises:
         ValueError: another variant, predictions or momentum of different shapes, no unconditional one for ``"paper"``.
@@ -57,7 +56,7 @@ def sld(
     difference = e_p - e_s
     share = (difference.abs() * scale).clamp_max(1).masked_fill(difference >= threshold, 0)
     g = share * (e_s - base) + momentum_scale * nu
-    return (outer * g if active else torch.zeros_like(g)), momentum * nu + (1 - momentum) * g
+    return outer * g, momentum * nu + (1 - momentum) * g
 
 
 def _check(unconditional: Tensor | None, conditional: Tensor, negative: Tensor, nu: Tensor | None, variant: str) -> None:

@@ -40,11 +40,6 @@ def test_what_stayed_what_became_and_what_changed():
     assert found["read"] == "38431"
 
 
-def test_pairs_count_the_images_that_one_of_two_rows_keeps():
-    plain, one, other = ({"read": text} for text in ("01234567", "01239567", "91214967"))
-    assert dng.paired(one, other, plain) == (2, 0)
-
-
 def test_frechet_distance_of_known_densities():
     x = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T)).T)  # mean 0, covariance 1, exactly

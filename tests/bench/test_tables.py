@@ -1,5 +1,6 @@
 """The tables of the README and of docs are those of the committed results."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels")
+    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng")
     documents = tuple(f"docs/{name}.md" for name in names)
     for name in (*documents, "bench/tables.py", "bench/results"):
         target = tmp_path / name
@@ -70,6 +71,30 @@ def test_a_gpu_s_results_stand_beside_its_predictions(copy):
     assert [line.split(" | ")[:2] for line in changed] == [["| A100 SXM", "flux-1024"]]
     assert "| 0.568 |" in changed[0]
     assert changed[0].endswith("| 0.71 |")
+
+
+def test_the_study_of_dng_is_in_its_tables(copy):
+    results = copy / "bench" / "results" / "cpu" / "dng.json"
+    document = json.loads(results.read_text())
+    for row in document["rows"]:
+        row["vendi"] = 1.5
+        if row["cell"].startswith("DNG, scale 10") and row["sampler"] == "Euler":
+            row["stayed"], row["read"] = 77, "0" * 200
+    results.write_text(json.dumps(document))
+    stale = tables(copy, "--check")
+    assert stale.stdout.splitlines() == ["docs/dng.md: dng", "docs/dng.md: dng three"]
+    assert tables(copy).returncode == 0
+    text = (copy / "docs" / "dng.md").read_text()
+    assert "| DNG, scale 10 | 77 | 74 |" in text
+    assert text.count(" | 1.50 |") == 3
+
+
+def test_pairs_count_the_images_that_one_of_two_rows_keeps():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plain, one, other = ({"read": text} for text in ("01234567", "01239567", "91214967"))
+    assert module.kept_alone(one, other, plain) == (2, 0)
 
 
 def test_the_predictions_are_of_these_sources():

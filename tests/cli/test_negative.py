@@ -1,5 +1,7 @@
 """``negengine negative`` as a user types it, on an embedded model with the embedded classifier."""
 
+import importlib
+
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -120,3 +122,46 @@ def test_a_negative_image_is_not_repeated(tmp_path):
     result = runner.invoke(app, ["generate", "--like", str(picture), "--output", str(tmp_path / "again")])
     assert result.exit_code == 2
     assert "is the negative image of 'one', which `negengine negative` draws" in result.output
+
+
+@pytest.mark.parametrize("model", models.NAMES)
+def test_nag_avoids_the_caption_and_can_be_repeated(tmp_path, model):
+    nag = ("--nag", "--set", "nag.scale=3", "--negative-prompt", "thin", "--method", "cads")
+    result = negative(tmp_path, "one", "two", "--count", 2, *nag, model=model)
+    assert result.exit_code == 0, result.output
+    picture = tmp_path / "out" / "01-two-seed1-00.png"
+    told = png.read(picture)
+    assert told["dnp"]["avoid_with"]["scale"] == 3
+    cads, avoiding = told["run"]["methods"]
+    assert (cads["method"], avoiding["method"], avoiding["negative_prompt"][1]) == ("cads", "nag", f"thin, {told['caption']}")
+    assert not {"negative_prompt", "true_cfg_scale"} & told["run"]["call"].keys()
+    again = runner.invoke(app, ["generate", "--like", str(picture), "--output", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert "01-two-seed1-00.png has exactly the pixels of" in again.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--nag", "--method", "nag"), "--nag is NAG away from the caption; drop --method nag"),
+        (("--nag", "--set", "nag.negative_prompt=dull"), "give your own negative_prompt to the call"),
+        (("--set", "nag.scale=3"), "nag is not chosen"),
+    ],
+)
+def test_bad_input_beside_nag(tmp_path, arguments, message):
+    result = negative(tmp_path, "one", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not list((tmp_path / "out").glob("0*.png"))
+
+
+@pytest.mark.parametrize("nag, advice", [((), "Give --guidance above 1"), (("--nag",), "give --negative-guidance above 1")])
+def test_a_model_that_guides_by_default_not_at_all(tmp_path, monkeypatch, nag, advice):
+    """FLUX from the hub has no true CFG unless it is asked for; the flags that are advised are those of this command."""
+    module = importlib.import_module("negengine.cli.negative")  # the package has the command under this name
+    monkeypatch.setattr(module, "preset", lambda model, count: {"max_sequence_length": 16, "height": 32, "width": 32})
+    result = negative(tmp_path, "one", *nag, model="mnist-flux")
+    assert result.exit_code == 2
+    assert advice in result.output
+    if not nag:
+        assert "--nag, --negative-guidance" in result.output

@@ -58,15 +58,6 @@ def test_the_threshold_is_signed_and_left_out_itself():
     assert term.tolist() == [0, 0, 0, 1]  # at and above the threshold: none; far below: the direction, 0 - (-1), in full
 
 
-def test_warm_up_builds_momentum_up():
-    e0, ep, es = predictions(0)
-    settings = settings_of("strong")
-    term, nu = sld(e0, ep, es, None, **settings, active=False)
-    assert not term.any()
-    assert torch.equal(nu, sld(e0, ep, es, None, **settings)[1])
-    assert nu.any()
-
-
 def test_what_dng_does_not_read():
     e0, e, es = predictions(0)
     with_it, without = sld(e0, e, es, None, **settings_of("dng")), sld(None, e, es, None, **settings_of("dng"))
