@@ -16,10 +16,15 @@ Encode = Callable[[Prompt], dict[str, Tensor]]
 
 
 def encoder(
-    pipe: Any, family: Family, arguments: Mapping[str, Any], embeds: Tensor, unheard: Callable[[], AbstractContextManager[None]]
+    pipe: Any,
+    family: Family,
+    arguments: Mapping[str, Any],
+    embeds: Tensor,
+    images: int,
+    unheard: Callable[[], AbstractContextManager[None]],
 ) -> Encode:
-    """How to encode further prompts in a call whose own were encoded with ``arguments`` to ``embeds`` ``[images, L, D]``."""
-    images, length = embeds.shape[:2]
+    """How to encode further prompts in a call whose own were encoded with ``arguments`` to ``embeds`` ``[rows, L, D]``."""
+    length = embeds.shape[1]
     prompts = images // (arguments.get("num_images_per_prompt") or 1)
 
     def ask(**given: Any) -> dict[str, Tensor]:

@@ -49,8 +49,13 @@ def join(inputs: Mapping[str, Any], joins: Sequence[Join], conditioning: Conditi
 
 
 def with_rows(value: Any, rows: int, joins: Sequence[Join], name: str) -> Any:
-    """``value`` with the joined rows appended to every tensor in it that has ``rows`` rows; ``name`` leads to it."""
+    """``value`` with the joined rows appended to every tensor in it that has ``rows`` rows; ``name`` leads to it.
+
+    One row that stands for all is repeated where a joined row is to have another one, and left alone elsewhere.
+    """
     if isinstance(value, Tensor):
+        if value.ndim and len(value) == 1 and any(name in j.own for j in joins):
+            value = value.expand(rows, *value.shape[1:])
         if not value.ndim or len(value) != rows:
             return value
         return torch.cat([value, *(j.own[name].to(value) if name in j.own else value[j.owner] for j in joins)])

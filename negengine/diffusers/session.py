@@ -264,6 +264,11 @@ class Session:
             raise RuntimeError(
                 f"the pipeline's {self.family.component} was replaced after negengine.apply; call apply again (or remove)"
             )
+        if self.joiners and getattr(pipe, "do_perturbed_attention_guidance", False):
+            raise ValueError(
+                "perturbed attention guidance parts the denoiser's batch into equal pieces, so that no method can join rows to it; "
+                f"leave out pag_scale, or {', '.join(effect.settings.title for effect in self.joiners)}"
+            )
         running.prompts += 1
         if running.prompts > 1 and hasattr(pipe, "check_inputs"):
             running.encoded_more()
@@ -273,8 +278,11 @@ class Session:
         embeds = result[0]
         per_prompt = arguments.get("num_images_per_prompt") or 1
         inputs = functools.partial(self.family.conditioning.prompts, result)
-        encode = encoder(pipe, self.family, arguments, embeds, running.unheard)
-        running.begin(Call(pipe, len(embeds), per_prompt, embeds.device, embeds.dtype, inputs, encode), denoiser)
+        given = arguments.get("prompt_embeds")
+        # FLUX's pipelines leave embeddings that they are given as they are: their rows stand for all images of a prompt
+        images = len(embeds) * (per_prompt if given is not None and len(given) == len(embeds) else 1)
+        encode = encoder(pipe, self.family, arguments, embeds, images, running.unheard)
+        running.begin(Call(pipe, images, per_prompt, embeds.device, embeds.dtype, inputs, encode), denoiser)
 
     def _heard_prepare_latents(self, arguments: Mapping[str, Any], result: Any) -> None:
         pipe = self.pipe()
