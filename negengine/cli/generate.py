@@ -72,11 +72,8 @@ def generate(
     What flags say comes before a preset that --method names, then the file (--settings or --like), then what an embedded
     model has of its own, then the defaults.
     """
-    if settings and like:
-        raise ValueError("--settings and --like both tell a whole run; give one")
-    picture = read_picture(like) if like else None
-    filed = picture["run"] if picture else read_file(settings) if settings else {}
-    told = {
+    picture, filed = _filed(settings, like)
+    flags = {
         "model": model,
         "scheduler": scheduler,
         "prompt": prompt,
@@ -85,11 +82,7 @@ def generate(
         "dtype": dtype,
         "device": device,
     }
-    basis = DEFAULTS | filed | {name: value for name, value in told.items() if value}  # typer's empty list is no prompt
-    basis |= {"seed": seed} if seed is not None else {}
-    missing = [f"--{name}" for name in ("model", "prompt") if name not in basis]
-    if missing:
-        raise ValueError(f"give {' and '.join(missing)}, or a file that tells: --settings or --like")
+    basis = _basis(filed, flags)
     call = {
         "num_inference_steps": steps,
         "height": height,
@@ -98,29 +91,51 @@ def generate(
         "true_cfg_scale": true_cfg,
         "negative_prompt": negative_prompt,
     }
+    of_negtome = negtome_flags(alpha, threshold, timesteps, reference, mask)
+    first_seed = basis["seed"] if isinstance(basis["seed"], int) else basis["seed"][0]
     run = Run(
-        **{name: basis[name] for name in ("model", "prompt", "count", "seed", "dtype", "device")},
+        **basis,
         call=call_of(basis["model"], filed.get("call", {}), picture is not None, call),
         methods=choose(
-            basis["model"],
-            basis["seed"] if isinstance(basis["seed"], int) else basis["seed"][0],
-            method or [],
-            set_ or [],
-            negtome_flags(alpha, threshold, timesteps, reference, mask),
-            avoid,
-            filed.get("methods"),
-            filed.get("seed"),
+            basis["model"], first_seed, method or [], set_ or [], of_negtome, avoid, filed.get("methods"), filed.get("seed")
         ),
-        scheduler=basis.get("scheduler"),
     )
     run.check()
     files = _files(output or Path("out/like" if like else "out/generate"), run)
     check_device(run.device)
-    if like and picture and (changed := changes(picture)):
+    if like and picture:
+        _repeat(run, files, like, picture)
+    else:
+        draw(run, files)
+
+
+def _filed(settings: Path | None, like: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """What ``--like``'s picture tells, None without one; and the run in it, or as much of one as ``--settings`` has."""
+    if settings and like:
+        raise ValueError("--settings and --like both tell a whole run; give one")
+    if like:
+        picture = read_picture(like)
+        return picture, picture["run"]
+    return None, read_file(settings) if settings else {}
+
+
+def _basis(filed: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a run but its call and methods, from flags, the file and the defaults. Raises ValueError for what is missing."""
+    given = {name: value for name, value in flags.items() if value not in (None, "", [])}  # typer's empty list is no prompt
+    told = {name: value for name, value in filed.items() if name in flags}
+    basis = {"scheduler": None, **DEFAULTS, **told, **given}
+    missing = [f"--{name}" for name in ("model", "prompt") if name not in basis]
+    if missing:
+        raise ValueError(f"give {' and '.join(missing)}, or a file that tells: --settings or --like")
+    return basis
+
+
+def _repeat(run: Run, files: list[Path], like: Path, picture: Mapping[str, Any]) -> None:
+    """Draw the run of a picture again, and compare."""
+    if changed := changes(picture):
         typer.secho(f"warning: {like} was made with {', '.join(changed)}; pixels may differ", fg="yellow", err=True)
     images, plain = draw(run, files)
-    if like and picture:
-        _compare(like, picture, plain, images, files)
+    _compare(like, picture, plain, images, files)
 
 
 def draw(run: Run, files: list[Path]) -> tuple[list[Image.Image], dict[str, Any]]:

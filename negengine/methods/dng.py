@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from negengine.methods import checks
 from negengine.methods.base import Method
-from negengine.methods.prompts import Prompt, check_prompt
+from negengine.methods.negative_prompting import check_shared
+from negengine.methods.prompts import Prompt
 
 VARIANCES = ("posterior", "release")
 SURROGATES = (None, "ancestral")
-NEGATIVES = ("raw", "cfg")
 
 _CIFAR = {"scale": 5.0, "prior": 0.01, "tau": 0.2, "delta": 2e-4, "p_max": 0.8}
 
@@ -77,9 +77,8 @@ class DynamicNegativeGuidance(Method):
     cfg_prompt: Prompt = ""
 
     def __post_init__(self) -> None:
-        self._set("prompt", check_prompt("prompt", self.prompt))
-        for name in ("scale", "tau"):
-            self._set(name, checks.not_negative(name, getattr(self, name)))
+        check_shared(self)
+        self._set("tau", checks.not_negative("tau", self.tau))
         for name in ("prior", "p_min", "p_max"):
             self._set(name, checks.between(name, getattr(self, name), 0, 1, "()"))
         if self.p_min >= self.p_max:
@@ -87,7 +86,3 @@ class DynamicNegativeGuidance(Method):
         self._set("delta", checks.number("delta", self.delta))
         checks.choice("variance", self.variance, VARIANCES)
         checks.choice("surrogate", self.surrogate, SURROGATES)
-        checks.choice("negative", self.negative, NEGATIVES)
-        if self.cfg is not None:
-            self._set("cfg", checks.not_negative("cfg", self.cfg))
-        self._set("cfg_prompt", check_prompt("cfg_prompt", self.cfg_prompt))

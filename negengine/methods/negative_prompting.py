@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from negengine.methods import checks
 from negengine.methods.base import Method
-from negengine.methods.dng import NEGATIVES
 from negengine.methods.prompts import Prompt, check_prompt
+
+NEGATIVES = ("raw", "cfg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,14 @@ class NegativePrompting(Method):
     cfg_prompt: Prompt = ""
 
     def __post_init__(self) -> None:
-        self._set("prompt", check_prompt("prompt", self.prompt))
-        self._set("scale", checks.not_negative("scale", self.scale))
-        checks.choice("negative", self.negative, NEGATIVES)
-        if self.cfg is not None:
-            self._set("cfg", checks.not_negative("cfg", self.cfg))
-        self._set("cfg_prompt", check_prompt("cfg_prompt", self.cfg_prompt))
+        check_shared(self)
+
+
+def check_shared(settings: Any) -> None:
+    """Check and store what negative prompting and DNG have in common. Raises TypeError, ValueError."""
+    settings._set("prompt", check_prompt("prompt", settings.prompt))
+    settings._set("scale", checks.not_negative("scale", settings.scale))
+    checks.choice("negative", settings.negative, NEGATIVES)
+    if settings.cfg is not None:
+        settings._set("cfg", checks.not_negative("cfg", settings.cfg))
+    settings._set("cfg_prompt", check_prompt("cfg_prompt", settings.cfg_prompt))
