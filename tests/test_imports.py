@@ -36,31 +36,38 @@ import torch, triton
 before = set(sys.modules)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(json.dumps(sorted(set(sys.modules) - before)))
+    print(json.dumps([name, sorted(set(sys.modules) - before)]))
 """
 
 
-def loaded(*modules):
-    """What importing ``modules`` loads that torch and triton had not loaded, with all other packages hidden."""
+@pytest.fixture(scope="module")
+def imports():
+    """Module -> what importing it and those before it loads that torch and triton had not loaded, and an error if there was one.
+
+    All other packages are hidden.
+    """
     pytest.importorskip("triton")
+    modules = ("negengine", "negengine.ops", *LIGHT)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", LOADS, *modules], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(reversed(found)), done.stderr if done.returncode else None  # of a module that is named twice the first
 
 
-def test_operators_and_kernels_need_torch_and_triton_alone():
-    assert "negengine.ops.negtome" in loaded(*LIGHT)
+def test_operators_and_kernels_need_torch_and_triton_alone(imports):
+    loaded, error = imports
+    assert error is None, error
+    assert "negengine.ops.negtome" in loaded[LIGHT[-1]]
 
 
-def test_operators_load_nothing_that_is_slow():
+def test_operators_load_nothing_that_is_slow(imports):
     """No compiler of torch, no package beside it: 0.1 s, where the compiler alone takes 1.8 s."""
-    found = {name for name in loaded("negengine.ops") if name.partition(".")[0] not in sys.stdlib_module_names | {"negengine"}}
+    found = {name for name in imports[0]["negengine.ops"] if name.partition(".")[0] not in sys.stdlib_module_names | {"negengine"}}
     assert not found
 
 
-def test_the_package_alone_loads_itself_alone():
-    assert [name for name in loaded("negengine") if name.startswith("negengine")] == ["negengine"]
+def test_the_package_alone_loads_itself_alone(imports):
+    assert [name for name in imports[0]["negengine"] if name.startswith("negengine")] == ["negengine"]
 
 
 @pytest.mark.parametrize("name", negengine.__all__)

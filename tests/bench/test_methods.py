@@ -13,6 +13,8 @@ from negengine.diffusers.session import Session
 def test_every_case_runs(name, monkeypatch):
     preset = models.preset(name)
     monkeypatch.setattr(methods.models, "preset", lambda _: preset.__class__(**{**vars(preset), "steps": 2}))
+    monkeypatch.setattr(methods, "PROMPTS", 1)
+    monkeypatch.setattr(methods, "IMAGES", 2)
     rows = methods.measure_methods(name, "cpu", 1)
     labels = [row["method"] for row in rows]
     assert labels[0] == "without"

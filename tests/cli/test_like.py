@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from negengine import models, png
+from negengine import png
 from negengine.cli import app, runs
 
 AVOID = (
@@ -44,7 +44,7 @@ def edited(picture, path, **changes):
     return path
 
 
-@pytest.fixture(scope="module", params=models.NAMES)
+@pytest.fixture(scope="module", params=["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)])
 def pictures(request, tmp_path_factory):
     """Two prompts of two images each, with NegToMe and DNG."""
     call = ("--prompt", "a handwritten digit", "--prompt", "a bold digit", "--count", 2, "--seed", 5, "--steps", 4)

@@ -8,8 +8,8 @@ import torch
 from diffusers import ClassifierFreeGuidance, FluxAutoBlocks, StableDiffusionXLAutoBlocks
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.before_denoise import StableDiffusionXLInputStep
-from test_dng import AVOID, LIVELY, PROMPT, double, start
 from tiny import BETAS, SIZE, picture, sdxl_controlnet
+from transcription import AVOID, LIVELY, PROMPT, double, start
 
 import negengine
 from negengine import DynamicNegativeGuidance, Embeddings, NegativePrompting

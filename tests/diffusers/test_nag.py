@@ -1,75 +1,30 @@
 """Normalized attention guidance on pipelines, against the second attention written out in literal_nag.py."""
 
-import copy
 import dataclasses
 import functools
 
 import diffusers
 import pytest
 import torch
+from compare_nag import AVOIDED, assert_close, assert_same, guide, report
 from literal_nag import LiteralNag, encoded
 from test_apply_remove import state
-from test_compile import Counting, compiled
 from test_families import TOY, Toy
-from test_together import GUESTS, add_ip_adapter, draw_with_ip
 from tiny import BUILDERS, NEGATIVES, denoiser, draw, flux, kind, picture, sd, sdxl, watched
 
 import negengine
-from negengine import Embeddings, NegToMe, NormalizedAttentionGuidance
+from negengine import Embeddings, NormalizedAttentionGuidance
 from negengine.diffusers import families
 
-AVOIDED = ("trees", "a brick wall")  # one per prompt
-SETTINGS = {"scale": 4.0, "tau": 2.0, "alpha": 0.6}  # much stronger than the defaults
-TAU = {"flux": 2.0, "sdxl": 3.5, "sd": 3.5}  # shortens some tokens and not others
-MERGE = {"threshold": -1, "timesteps": (0, 1000), "min_grid": 1}
 KINDS = pytest.mark.parametrize("builder", ["flux", "sdxl", "sd"])
+# where nothing is of the family but that it is a UNet
+SOME_KINDS = pytest.mark.parametrize("builder", ["flux", pytest.param("sdxl", marks=pytest.mark.exhaustive), "sd"])
 
 
 @pytest.fixture(autouse=True)
 def no_gradients():
     with torch.no_grad():
         yield
-
-
-def guide(pipe, negative_prompt=AVOIDED, **settings):
-    return negengine.apply(pipe, NormalizedAttentionGuidance(negative_prompt=negative_prompt, **{**SETTINGS, **settings}))
-
-
-def report(pipe):
-    return negengine.status(pipe)[NormalizedAttentionGuidance]
-
-
-def assert_same(builder, call=draw, n=2, length=11, texts=AVOIDED, negtome=None, order=(0, 1), **settings):
-    """Both ways give the same latents, but for rounding far below what guidance did to them. Returns the guided pipeline."""
-    ours, theirs = builder(), builder()
-    settings = {**SETTINGS, "tau": TAU[kind(ours)], **settings}
-    window = {"window": settings["timesteps"]} if "timesteps" in settings else {}
-    others = {name: value for name, value in settings.items() if name != "timesteps"}
-    literal = LiteralNag(theirs, encoded(theirs, list(texts), n, length), n, **others, **window, negtome=negtome)
-    for seed in range(20):  # until no match of NegToMe hangs on rounding
-        literal.reset()
-        expected = call(theirs, seed=seed)
-        if literal.margin > 3e-5 or negtome is None:
-            break
-    else:
-        raise AssertionError("every seed hangs on the rounding of a cosine")
-    assert 0 < literal.clamped < literal.tokens
-    methods = [NormalizedAttentionGuidance(negative_prompt=texts, **settings)]
-    if negtome is not None:
-        methods.append(NegToMe(**MERGE, **negtome))
-    alone = call(negengine.apply(ours, methods[-1]), seed=seed) if negtome is not None else call(ours, seed=seed)
-    negengine.remove(ours)
-    for i in order[: len(methods)]:
-        negengine.apply(ours, methods[i])
-    got = call(ours, seed=seed)
-    assert_close(got, expected, alone)
-    return ours
-
-
-def assert_close(got, expected, without):
-    effect = (expected - without).abs().max()
-    assert effect > 1e-2
-    assert (got - expected).abs().max() < 2e-4 * effect
 
 
 # --- the mathematics and its place -------------------------------------------------------------------------------
@@ -156,7 +111,7 @@ def test_defaults_are_those_of_the_family(builder):
 # --- prompts -----------------------------------------------------------------------------------------------------
 
 
-@KINDS
+@SOME_KINDS
 def test_one_prompt_for_all_is_that_for_each(builder):
     pipe = BUILDERS[builder]()
     one, each = draw(guide(pipe, "trees")), draw(guide(pipe, ["trees", "trees"]))
@@ -173,7 +128,7 @@ def test_embeddings(builder):
     assert torch.equal(draw(guide(pipe, given)), expected)
 
 
-@KINDS
+@SOME_KINDS
 def test_a_second_call_with_other_prompts(builder):
     """Nothing of the first call, of more images, stays."""
     pipe, fresh = guide(BUILDERS[builder](), "trees"), guide(BUILDERS[builder](), "trees")
@@ -185,7 +140,7 @@ def test_a_second_call_with_other_prompts(builder):
 # --- nothing more than asked -------------------------------------------------------------------------------------
 
 
-@KINDS
+@SOME_KINDS
 @pytest.mark.parametrize("settings", [{"scale": 1}, {"alpha": 0}], ids=str)
 def test_what_guides_nothing_costs_nothing(builder, settings):
     pipe = BUILDERS[builder]()
@@ -214,7 +169,7 @@ class attended:
         [hook.remove() for hook in self.hooks]
 
 
-@KINDS
+@SOME_KINDS
 def test_a_window_that_no_step_hits(builder):
     pipe = BUILDERS[builder]()
     plain = draw(pipe)
@@ -223,7 +178,7 @@ def test_a_window_that_no_step_hits(builder):
     assert "widen `timesteps`" in report(pipe).idle_reason
 
 
-@KINDS
+@SOME_KINDS
 def test_nothing_remains(builder):
     pipe = BUILDERS[builder]()
     plain, before = draw(pipe), state(pipe)
@@ -234,7 +189,7 @@ def test_nothing_remains(builder):
     assert torch.equal(draw(pipe), plain)
 
 
-@KINDS
+@SOME_KINDS
 def test_steps_before_the_window_are_unchanged(builder):
     """Their latents bit for bit."""
     pipe = BUILDERS[builder]()
@@ -300,191 +255,10 @@ def test_rows_of_unets(builder):
     assert not torch.allclose(guided[first][4:], plain[first][4:], rtol=1e-2, atol=1e-2)
 
 
-# --- FLUX: one image stream --------------------------------------------------------------------------------------
-
-
-def streams(pipe):
-    """Text and image tokens after every block of a run."""
-    seen, model = [], denoiser(pipe)
-    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
-    hooks = [block.register_forward_hook(lambda module, args, output: seen.append(output)) for block in blocks]
-    draw(pipe)
-    [hook.remove() for hook in hooks]
-    return seen
-
-
-@pytest.mark.parametrize("blocks", [None, ("transformer_blocks.0",), ("single_transformer_blocks.1",)], ids=str)
-@pytest.mark.parametrize("other", ["alone", "NegToMe before", "NegToMe after"])
-def test_both_rows_stay_one_image(blocks, other):
-    """After every block, though their texts and the pooled embeddings of their prompts differ."""
-    pipe = flux()
-    if other == "NegToMe before":
-        negengine.apply(pipe, NegToMe(**MERGE))
-    guide(pipe, blocks=blocks)
-    if other == "NegToMe after":
-        negengine.apply(pipe, NegToMe(**MERGE))
-    seen = streams(pipe)
-    assert len(seen) == 12
-    for text, image in seen:
-        assert len(image) == 8
-        assert torch.equal(image[:4], image[4:])
-        assert not torch.allclose(text[:4], text[4:], rtol=1e-2, atol=1e-2)
-
-
-# --- beside others -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["NAG first", "NegToMe first"])
-@pytest.mark.parametrize("builder", [flux, sdxl, sd])
-def test_beside_negtome(builder, order):
-    blocks = ("transformer_blocks", "single_transformer_blocks") if builder is flux else ("up_blocks.1.attentions.0",)
-    # one step of a UNet, and few blocks: the tokens of both ways differ by less than NegToMe's closest decision
-    call = draw if builder is flux else functools.partial(draw, num_inference_steps=1)
-    pipe = assert_same(builder, call, negtome={"alpha": 0.4, "blocks": blocks}, order=order)
-    assert negengine.status(pipe)[NegToMe].merged_tokens > 0
-
-
-@KINDS
-def test_pictures_of_negtome_are_not_guided(builder):
-    """Rows that NegToMe joins come out of the first attention as they do without guidance, the images' guided as without them."""
-    pipe, seen = BUILDERS[builder](), []
-    path = "transformer_blocks.0.attn.to_out.0" if builder == "flux" else "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
-    module = denoiser(pipe).get_submodule(path)
-    module.register_forward_hook(lambda module, args, output: seen.append(output))
-
-    def first(*methods):
-        seen.clear()
-        negengine.remove(pipe)
-        negengine.apply(pipe, *methods)
-        draw(pipe)
-        return seen[0]
-
-    merging = NegToMe(**MERGE, alpha=0.0, reference=negengine.ReferenceImage(picture()))
-    guiding = NormalizedAttentionGuidance(negative_prompt=AVOIDED, **SETTINGS)
-    both, merged, guided = first(merging, guiding), first(merging), first(guiding)
-    base = 4 if builder == "flux" else 8
-    assert len(merged) == base + base // 2
-    close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
-    close(both[:base], guided[:base])
-    close(both[base : len(merged)], merged[base:])
-    assert len(both) == len(merged) + (4 if builder == "flux" else 0)
-    assert not torch.allclose(both[:base], merged[:base], rtol=1e-2, atol=1e-3)
-
-
-def add_quiet_ip_adapter(pipe):
-    """One that does not drown out rounding."""
-    add_ip_adapter(pipe)
-    for name, parameter in pipe.unet.named_parameters():
-        if name.endswith(("to_k_ip.0.weight", "to_v_ip.0.weight")):
-            parameter.mul_(0.2)
-
-
-@pytest.mark.parametrize("arrival", ["before", "after"])
-def test_ip_adapter(arrival):
-    """Its part is in both attentions, that to the negative text too. Loading it replaces every attention processor."""
-    twin, pipe = sdxl(), sdxl()
-    add_quiet_ip_adapter(twin)
-    without = draw_with_ip(twin)
-    LiteralNag(twin, encoded(twin, list(AVOIDED), 2), 2, **SETTINGS)
-    if arrival == "before":
-        add_quiet_ip_adapter(pipe)
-    guide(pipe)
-    if arrival == "after":
-        draw(pipe)
-        add_quiet_ip_adapter(pipe)
-    assert_close(draw_with_ip(pipe), draw_with_ip(twin), without)
-
-
-@KINDS
-@pytest.mark.parametrize("guest", GUESTS)
-def test_either_order_of_arrival(builder, guest):
-    """Of a LoRA, or of hooks of diffusers or accelerate, which replace a module's forward."""
-    add, drop = GUESTS[guest]
-    early, late = BUILDERS[builder](), BUILDERS[builder]()
-    guided = draw(guide(late))
-    add(early)
-    without = draw(early)
-    expected = draw(guide(early))
-    assert (expected - without).abs().max() > 1e-2
-    add(late)
-    assert torch.equal(draw(late), expected)
-    assert not torch.equal(expected, guided)
-    drop(late)
-    assert torch.equal(draw(late), guided)
-
-
-@KINDS
-def test_fused_projections(builder):
-    pipe = BUILDERS[builder]()
-    plain, guided = draw(pipe), draw(guide(pipe))
-    denoiser(pipe).fuse_qkv_projections()
-    assert_close(draw(pipe), guided, plain)
-
-
-@pytest.mark.parametrize("builder", ["flux_img2img", "flux_controlnet", "sdxl_img2img", "sdxl_controlnet"])
-def test_other_pipelines(builder):
-    pipe = BUILDERS[builder]()
-    assert_same(BUILDERS[builder]) if builder == "sdxl_img2img" else None
-    plain = draw(pipe)
-    assert not torch.equal(draw(guide(pipe)), plain)
-    assert report(pipe).active_steps == report(pipe).steps > 0
-    assert torch.equal(draw(negengine.remove(pipe)), plain)
-
-
-def test_copies_are_not_guided():
-    pipe = sd()
-    plain = draw(pipe)
-    guide(pipe)
-    pipe.unet = copy.deepcopy(pipe.unet)
-    negengine.remove(pipe)
-    assert torch.equal(draw(pipe), plain)
-
-
-# --- compiled ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("builder", ["flux", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("sd", "sdxl"))])
-@pytest.mark.parametrize("how", ["in place", pytest.param("wrapped", marks=pytest.mark.exhaustive)])
-def test_two_graphs_and_the_eager_result(builder, how):
-    """Active and inactive; another prompt, seed, window or number of steps finds its graphs made.
-
-    On FLUX the joining of rows makes graphs of its own, of a few nodes.
-    """
-    torch._dynamo.reset()
-    pipe, eager, backend = BUILDERS[builder](), BUILDERS[builder](), Counting(large=builder == "flux")
-    plain = draw(eager)
-    guide(pipe, timesteps=(600, 1000)), guide(eager, timesteps=(600, 1000))
-    compiled(pipe, backend, how)
-    assert_close(draw(pipe), draw(eager), plain)
-    assert 0 < report(pipe).active_steps < report(pipe).steps
-    assert backend.graphs == 2
-    for call in ({"seed": 5}, {"num_inference_steps": 4}):
-        assert_close(draw(pipe, **call), draw(eager, **call), plain)
-    for settings in ({"negative_prompt": "noise"}, {"timesteps": (0, 600)}):
-        guide(pipe, **settings), guide(eager, **settings)
-        assert_close(draw(pipe), draw(eager), plain)
-    assert backend.graphs == 2
-    torch._dynamo.reset()
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("builder", ["flux", "sd"])
-def test_through_autograd_tracing(builder):
-    """`aot_eager` functionalises: what is written in place must survive it, beside NegToMe too."""
-    torch._dynamo.reset()
-    pipe = BUILDERS[builder]()
-    call = functools.partial(draw, num_inference_steps=2)
-    plain = call(pipe)
-    expected = call(negengine.apply(guide(pipe), NegToMe(**MERGE)))
-    compiled(pipe, "aot_eager")
-    assert_close(call(pipe), expected, plain)
-    torch._dynamo.reset()
-
-
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
-@KINDS
+@SOME_KINDS
 def test_a_bare_denoiser(builder):
     with pytest.raises(
         ValueError, match="NAG encodes its negative prompt as the pipeline encodes its prompts; apply it to the pipe"
@@ -530,7 +304,7 @@ def test_true_guidance_of_flux():
     assert torch.equal(draw(guide(pipe, scale=1), **true), plain)
 
 
-@KINDS
+@SOME_KINDS
 def test_a_wrong_number_of_prompts(builder):
     pipe = guide(BUILDERS[builder](), ["trees", "walls", "skies"])
     refused(pipe, "3 prompts to avoid, but this call has 2; give one, or one for each")

@@ -12,16 +12,17 @@ from tiny import BUILDERS, denoiser, draw, flux, sdxl, watched
 import negengine
 from negengine.diffusers.clock import Clock
 
+REST = pytest.mark.exhaustive
 SCHEDULERS = [
     ("sdxl", "EulerDiscreteScheduler", {}),
-    ("sdxl", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-    ("sdxl", "EulerAncestralDiscreteScheduler", {}),
-    ("sdxl", "DDIMScheduler", {}),
+    pytest.param("sdxl", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}, marks=REST),
+    pytest.param("sdxl", "EulerAncestralDiscreteScheduler", {}, marks=REST),
+    pytest.param("sdxl", "DDIMScheduler", {}, marks=REST),
     ("sdxl", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     ("sdxl", "HeunDiscreteScheduler", {}),
-    ("sdxl", "UniPCMultistepScheduler", {}),
+    pytest.param("sdxl", "UniPCMultistepScheduler", {}, marks=REST),
     ("flux", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
-    ("flux", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    pytest.param("flux", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, marks=REST),
     ("flux", "UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
 ]
 

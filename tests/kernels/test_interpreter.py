@@ -20,22 +20,23 @@ CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float
 # of that, what guards every change: the search and the whole call, in the dtypes that differ
 EXACT, CODES = "(float32-exact or bfloat16-exact)", "(bfloat16-fp8 or float32-int8)"
 SOME = f"triton-cpu and (({EXACT} and (test_match or in_place)) or ({CODES} and test_match))"
-OPERATORS = "triton-cpu and not opcheck and not bfloat16"
-SOME_OPERATORS = "triton-cpu and ((bfloat16 and not opcheck) or (opcheck and plain and float32-auto))"
-OPERATOR_FILES = ["tests/ops/test_in_place.py", "tests/ops/test_dropout.py", "tests/ops/test_torch_library.py"]
+OPERATORS = "triton-cpu and ((not opcheck and not bfloat16) or (opcheck and plain and float32-auto and not True-True))"
+SOME_OPERATORS = "triton-cpu and not opcheck and bfloat16"
+OPCHECKS = "triton-cpu and opcheck and plain and float32-auto and True-True"
+OPERATOR_FILES = ["tests/ops/test_in_place.py", "tests/ops/test_torch_library.py"]
+GUIDANCE_FILES = ["tests/ops/test_guidance.py", "tests/ops/test_guidance_calls.py"]
 RUNS = {  # files, and which of their tests
     "kernels": (["tests/kernels/test_triton.py"], "test"),
     "codes": (["tests/kernels/test_triton_codes.py"], "test"),
     "some of the contract": (["tests/ops/test_contract.py"], SOME),
-    "operators in bfloat16": (OPERATOR_FILES, SOME_OPERATORS),
+    "operators and guidance in bfloat16": ([*OPERATOR_FILES, *GUIDANCE_FILES], f"({SOME_OPERATORS}) or ({OPCHECKS})"),
     "operators": (OPERATOR_FILES, OPERATORS),
-    "guidance in bfloat16": (["tests/ops/test_guidance.py"], "triton-cpu and bfloat16 and not opcheck"),
-    "guidance": (["tests/ops/test_guidance.py"], "triton-cpu"),
+    "guidance": (GUIDANCE_FILES, "triton-cpu"),
     "determinism": (["tests/ops/test_determinism.py"], "triton-cpu and exact and (7-33-5 or batch)"),
 }
 # run, which of its tests, examples of each property
 CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
-GUARDED = ("kernels", "some of the contract", "operators in bfloat16", "guidance in bfloat16")
+GUARDED = ("kernels", "some of the contract", "operators and guidance in bfloat16")
 GUARDS = [(name, "not exhaustive", 2) for name in GUARDED]
 RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "", 6), ("operators", "", 2), ("determinism", "", 2), ("contract", "", 4))
 EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (*RUN_WHOLE, ("guidance", "", 6))]

@@ -13,10 +13,10 @@ pytest.importorskip("triton")
 
 import fills
 from negengine.kernels.triton import tuning
-from negengine.kernels.triton.tuning import ARCHITECTURES, MatchConfig, Shape, Versions
+from negengine.kernels.triton.tuning import ARCHITECTURES, MatchConfig, Shape
+from writing import HERE, write
 
 FLUX, SDXL = Shape(4, 1, 4096, 4096, 3072), Shape(4, 1, 1024, 1024, 1280)
-HERE = Versions("a device", "2.13", "3.9", "kernels")
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES.values(), tuning.GENERIC], ids=lambda a: a.name)
@@ -138,15 +138,10 @@ def test_a_cache_that_cannot_be_read_is_empty(tmp_path):
         assert cache.get(HERE, "call") is None
 
 
-def _write(path, name):
-    for i in range(25):
-        tuning.Cache(path).put(HERE, f"{name} {i}", MatchConfig(i + 1, 64, 64, 4, 3))
-
-
 def test_two_processes_write_at_once(tmp_path):
     path = tmp_path / "cache.json"
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write, args=(path, name)) for name in "ab"]
+    writers = [context.Process(target=write, args=(path, name)) for name in "ab"]
     for writer in writers:
         writer.start()
     for writer in writers:

@@ -112,6 +112,9 @@ class Variants:
         self.latest, self.keys = None, {}
 
 
+@pytest.mark.parametrize(
+    "seen", ["sm_90", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("sm_80", "sm_100"))], indirect=True
+)
 def test_calls_alike_take_one_variant(variants):
     """The signature of a call tells variants apart at least as finely as Triton's own look at all arguments."""
     quantised = {"sm_80": "int8"}.get(triton.runtime.driver._active.architecture, "fp8")

@@ -13,6 +13,7 @@ from negengine import ops
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 from contract import check_match, same_bits, tokens  # noqa: F401
 
+SHORT = 40  # tokens: two tiles of the interpreter, of which the second is not full
 GPU, INTERPRETED = torch.cuda.is_available(), rows.INTERPRETED.value
 DEVICE = "cuda" if GPU and not INTERPRETED else "cpu"
 MARKS = [pytest.mark.gpu] if DEVICE == "cuda" else []

@@ -22,7 +22,7 @@ def test_an_open_prompt_names_no_class(prompt: str) -> None:
     assert class_of(prompt) == 10
 
 
-@pytest.mark.parametrize("kind, arguments", [(SdxlTask, ()), (FluxTask, (TEXT_LENGTH,))])
+@pytest.mark.parametrize("kind, arguments", [pytest.param(SdxlTask, (), marks=pytest.mark.exhaustive), (FluxTask, (TEXT_LENGTH,))])
 def test_prompts_come_apart(kind: type[GeneratorTask], arguments: tuple[int, ...]) -> None:
     """What an encoder gives for the ten classes differs much more after the lesson than before; nothing else is left behind."""
     torch.manual_seed(0)

@@ -151,6 +151,7 @@ def cli(monkeypatch: pytest.MonkeyPatch):
     return run
 
 
+@pytest.mark.parametrize("name", ["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)])
 def test_command_trains_what_loads(cli, name: str, tmp_path: Path) -> None:
     result = cli(tmp_path, name)
     assert result.exit_code == 0, result.output

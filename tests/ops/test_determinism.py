@@ -7,7 +7,8 @@ from contract import cases, same_bits, tokens
 from negengine import ops
 from negengine.reference import group_references
 
-SHAPES = [(7, 33, 5), (64, 100, 65), (100, 100, 33), (100, 33, 128), (256, 256, 64), (257, 301, 40)]
+FURTHER = [pytest.param(*shape, marks=pytest.mark.exhaustive) for shape in ((64, 100, 65), (100, 100, 33), (256, 256, 64))]
+SHAPES = [(7, 33, 5), (100, 33, 128), (257, 301, 40), *FURTHER]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from negengine.ops import triton as triton_backend
 
 CPU = torch.device("cpu")
 SMALL = (2, 16, 16, 16)
+HALF = pytest.param(torch.float16, marks=pytest.mark.exhaustive)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def faults(backend, dtype=torch.float32, search="auto", matching="paper"):
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("matching", ["paper", "release"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, HALF], ids=str)
 def test_right_backends_pass(backend, matching, dtype):
     if ops.backends()[backend] is not None:
         pytest.skip(ops.backends()[backend])
