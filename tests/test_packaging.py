@@ -60,6 +60,7 @@ def wheel(built):
         return built.name, archive.namelist()
 
 
+@pytest.mark.long  # the first builds the wheel
 def test_kernels_are_installed_inside_the_package_only(wheel):
     _, names = wheel
     assert "negengine/kernels/__init__.py" in names

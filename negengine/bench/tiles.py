@@ -26,6 +26,7 @@ from negengine.bench.variants import ours
 from negengine.interleave import interleave, interleave_graphs
 from negengine.kernels.triton import launch, tuning
 from negengine.kernels.triton.tuning import MatchConfig
+from negengine.ops import repeated
 
 DTYPE = torch.bfloat16
 
@@ -46,10 +47,18 @@ def every_call_takes(tile: MatchConfig) -> Iterator[None]:
     """The search runs with this tile, whatever the shape asks for."""
     usual = tuning.match_config
     tuning.match_config = lambda *arguments, **settings: tile
+    _plan_anew()
     try:
         yield
     finally:
         tuning.match_config = usual
+        _plan_anew()
+
+
+def _plan_anew() -> None:
+    """What is planned already keeps its tile."""
+    launch._plans.clear()
+    repeated._known.clear()
 
 
 def measure(shape: Shape, device: str, file: Results, every: bool, rounds: int) -> int:

@@ -39,7 +39,7 @@ def test_a_bare_denoiser_equals_the_eager_one(family, how):
 
 
 @pytest.mark.parametrize("dropout", [0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("blocks", [None, (r"up_blocks.1",)])
+@pytest.mark.parametrize("blocks", [pytest.param(None, marks=pytest.mark.exhaustive), (r"up_blocks.1",)])
 def test_sdxl_by_blocks(blocks, dropout):
     """Of its blocks, all of one class, some have hooks; they are called with tokens of two numbers."""
     pipe, settings = BUILDERS["sdxl"](), negengine.NegToMe(**SETTINGS, blocks=blocks, dropout=dropout)

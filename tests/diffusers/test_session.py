@@ -165,12 +165,16 @@ PAIRS_OF_FAMILIES = guarded(
 )
 
 
+def named(value):
+    return value if isinstance(value, str) else "+".join(value)
+
+
 def usable(names, family):
     """FLUX has no guidance in one batch to be limited."""
     return not (family == "flux" and "interval" in names)
 
 
-@pytest.mark.parametrize("names, family", PAIRS_OF_FAMILIES, ids=lambda value: value if isinstance(value, str) else "+".join(value))
+@pytest.mark.parametrize("names, family", PAIRS_OF_FAMILIES, ids=named)
 def test_all_pairs_in_both_orders(names, family):
     if not usable(names, family):
         with pytest.raises(ValueError, match=r"which FLUX\.1 has not"):
@@ -278,7 +282,12 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("names", [("dng", "negtome", "cads"), ("np",), ("sld",), ("seed-variance",)], ids="+".join)
+WAITING = itertools.product((("dng", "negtome", "cads"), ("np",), ("sld",), ("seed-variance",)), ("flux", "sdxl"))
+
+
+@pytest.mark.parametrize(
+    "names, family", guarded(WAITING, lambda names, family: family == "flux" or len(names) > 1 or "sld" in names), ids=named
+)
 def test_no_step_waits_for_the_device(names, family):
     """Between the first and the last call of the denoiser the host reads as much as without."""
 

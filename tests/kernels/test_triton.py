@@ -44,7 +44,7 @@ DTYPES = pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, SINGLE], ids=st
 @DTYPES
 @pytest.mark.parametrize("matching", ["paper", pytest.param("release", marks=pytest.mark.exhaustive)])
 def test_every_split_gives_the_same_bits(dtype, matching, monkeypatch):
-    x, table = batch(dtype), table_of([[-1, -1], [2, 0], [0, 1]] if matching == "paper" else [[-1], [0], [0]])
+    x, table = batch(dtype, D=24), table_of([[-1, -1], [2, 0], [0, 1]] if matching == "paper" else [[-1], [0], [0]])
     found = []
     for splits in (1, 2, 3):
         monkeypatch.setattr(tuning, "splits", lambda *_, splits=splits: splits)
@@ -177,7 +177,7 @@ def test_at_most_three_launches(monkeypatch):
 
     monkeypatch.setattr(plan.Launch, "__call__", counted)
     launch._plans.clear()  # what is planned already, Triton is not asked to launch
-    x, stats = batch(T=9), torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    x, stats = batch(T=9, D=8), torch.zeros(3, dtype=torch.int64, device=DEVICE)
     for mode in ("first", "others"):
         launches.clear()
         ops.negtome_(x, group_references(mode, 3, 3).to(DEVICE), 0.9, 0.3, stats=stats, backend="triton")
@@ -239,7 +239,7 @@ def test_work_is_dealt_as_it_is_planned(row_tiles, key_tiles, splits, programs):
 def test_a_wrong_table_on_the_device_changes_nothing(search):
     """The host never reads the table there: entries that name no image of the bank are as if they were empty."""
     needs(search)
-    x, bank = batch(T=SHORT), batch(B=2, T=50, seed=3)
+    x, bank = batch(T=SHORT, D=24), batch(B=2, T=50, D=24, seed=3)
     alpha, threshold = (torch.full((n,), 0.5, dtype=torch.float64, device=DEVICE) for n in (3, 1))
 
     def outcome_of(rows):
@@ -316,7 +316,7 @@ def test_single_images_tokens_and_channels(B, T, D, monkeypatch):
 
 @RUNS
 def test_tuning_measures_once_and_changes_no_bit(tmp_path, monkeypatch):
-    x, table = batch(T=SHORT), table_of([[-1], [0], [0]])
+    x, table = batch(T=SHORT, D=24), table_of([[-1], [0], [0]])
     expected, measured = outcome(x, table), []
 
     def milliseconds(call):
