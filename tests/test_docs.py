@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(path.relative_to(ROOT) for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # a method's short name -> its page, where that has another name
-PAGES = {"sld": "safe-latent-diffusion", "interval": "guidance-interval"}
+PAGES = {"sld": "safe-latent-diffusion"}
 
 
 def prose(path):

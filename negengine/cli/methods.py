@@ -23,7 +23,10 @@ ABOUT = {
     "nag": ("keeps an image away from a prompt, also in few-step models", "--avoid TEXT; FLUX: no true CFG"),
     "cads": ("makes images differ by noise in the prompt that fades", "FLUX: no true CFG"),
     "seed-variance": ("makes images differ by noise in the prompt at first", "FLUX: no true CFG"),
-    "interval": ("guides only at middling noise: richer, less saturated images", "interval.low, interval.high; not FLUX"),
+    "guidance-interval": (
+        "guides only at middling noise: richer, less saturated images",
+        "guidance-interval.low, guidance-interval.high; not FLUX",
+    ),
     "dnp": ("finds the negative prompt by asking the model", "`negengine negative`; guidance above 1; few steps: --nag"),
 }
 

@@ -138,4 +138,9 @@ def _captioner(name: str, prompt: str | None, model: str, device: str) -> Any:
         from negengine.models.captioner import DigitCaptioner
 
         return DigitCaptioner()
+    if "/" not in name and not Path(name).is_dir():
+        raise ValueError(
+            f"no captioner {name!r}: give person, classifier (for the embedded models), or the hub id or folder of an "
+            "image-to-text model, such as Salesforce/blip-image-captioning-base"
+        )
     return ImageToText.from_pretrained(name, prompt=prompt, device=device)

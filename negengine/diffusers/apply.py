@@ -204,7 +204,8 @@ def _check_methods(methods: tuple[Method, ...]) -> None:
         raise TypeError(f"no method given; there are {_known()}")
     for settings in methods:
         if type(settings) not in EFFECTS:
-            raise TypeError(f"settings must be of {_known()}, got {type(settings).__name__}")
+            meant = f"the class {settings.__name__}; call it" if isinstance(settings, type) else type(settings).__name__
+            raise TypeError(f"settings must be of {_known()}, got {meant}")
     if len({type(settings) for settings in methods}) < len(methods):
         raise ValueError("two settings of one method; a pipeline takes one of a kind")
 

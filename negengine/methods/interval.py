@@ -22,7 +22,7 @@ class GuidanceInterval(Method):
         TypeError, ValueError: a setting that cannot work, with what would.
     """
 
-    name: ClassVar[str] = "interval"
+    name: ClassVar[str] = "guidance-interval"
     title: ClassVar[str] = "guidance interval"
     owns_prediction: ClassVar[bool] = True
 

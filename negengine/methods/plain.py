@@ -19,7 +19,7 @@ from negengine.methods.negtome import ReferenceImage
 if TYPE_CHECKING:
     from PIL import Image
 
-_ENDLESS = ("interval.high",)  # settings that may be infinite: null in plain data
+_ENDLESS = ("guidance-interval.high",)  # settings that may be infinite: null in plain data
 _PICTURE = ("image", "mask", "noise")
 
 

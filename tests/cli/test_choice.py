@@ -52,11 +52,11 @@ def test_values_are_json_or_text():
 
 @pytest.mark.parametrize("text", ["inf", "Infinity", "null"])
 def test_an_endless_interval_can_be_typed_and_is_strict_json(text):
-    endless = chosen("interval", sets=["interval.low=0", f"interval.high={text}"])["interval"]
+    endless = chosen("guidance-interval", sets=["guidance-interval.low=0", f"guidance-interval.high={text}"])["guidance-interval"]
     assert endless == GuidanceInterval(low=0, high=math.inf)
     plain = json.loads(json.dumps(as_plain(endless), allow_nan=False))
-    assert plain == {"method": "interval", "low": 0.0, "high": None}
-    assert chosen(filed=[plain])["interval"] == endless
+    assert plain == {"method": "guidance-interval", "low": 0.0, "high": None}
+    assert chosen(filed=[plain])["guidance-interval"] == endless
 
 
 def test_flags_come_before_named_presets_before_the_file_before_the_model():
@@ -95,8 +95,12 @@ def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
         (["cads:a"], {}, "cads has none"),
         (["cads:"], {}, "no preset ''"),
         (["dng"], {}, "dng needs prompt: give --avoid TEXT"),
-        (["interval"], {"sets": ["interval.low=inf", "interval.high=inf"]}, "interval: low must be a number, got 'inf'"),
-        (["interval"], {}, "give --set interval.low=… --set interval.high=…"),
+        (
+            ["guidance-interval"],
+            {"sets": ["guidance-interval.low=inf", "guidance-interval.high=inf"]},
+            "guidance-interval: low must be a number, got 'inf'",
+        ),
+        (["guidance-interval"], {}, "give --set guidance-interval.low=… --set guidance-interval.high=…"),
         (["cads"], {"sets": ["dng.scale=3"]}, "dng is not chosen; add --method dng"),
         (["cads"], {"sets": ["dgn.scale=3"]}, "no method 'dgn'; there are"),
         (["cads"], {"sets": ["cads.tau=3"]}, "cads has no setting 'tau'; there are tau1, tau2"),

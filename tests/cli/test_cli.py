@@ -1,6 +1,8 @@
 """The command line as a user types it, on the embedded models."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -190,7 +192,10 @@ def test_a_reference_picture_with_its_mask(tmp_path, picture):
         (("--true-cfg", "nan"), "--true-cfg must be finite"),
         (("--negative-prompt", "4", "--true-cfg", "inf"), "--true-cfg must be finite"),
         (("--method", "none", "--alpha", "2"), "--alpha sets NegToMe, which is not chosen; add --method negtome"),
-        (("--method", "interval", "--set", "interval.low=0", "--set", "interval.high=9"), "needs classifier-free guidance"),
+        (
+            ("--method", "guidance-interval", "--set", "guidance-interval.low=0", "--set", "guidance-interval.high=9"),
+            "needs classifier-free guidance",
+        ),
         (("--method", "dng", "--avoid", "4"), "give --set dng.surrogate=ancestral to"),
         (("--method", "dng", "--avoid", "4"), "give --true-cfg 1 --set dng.cfg=3"),
         (("--method", "nag", "--avoid", "4"), "NAG cannot act beside true CFG (scale 3)"),
@@ -248,3 +253,9 @@ def test_an_unknown_model_is_one_line(tmp_path):
     result = generate(tmp_path, model="no such model")
     assert result.exit_code == 2
     assert "is no folder, no hub id" in result.output
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "negengine", "methods"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "negtome" in done.stdout

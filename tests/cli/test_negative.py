@@ -61,6 +61,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
         (("one", "--dtype", "float8"), "--dtype must be one of"),
         (("one", "--device", "nope"), "--device nope cannot be used"),
         (("one", "--captioner", "person"), "the standard input is none; give --captioner classifier"),
+        (("one", "--captioner", "nope"), "no captioner 'nope': give person, classifier"),
         (("one", "--captioner-prompt", "say"), "--captioner classifier takes none"),
         (("one", "--model", "no such model"), "--captioner classifier reads the digits of the embedded models"),
         (("one", "--method", "dnp"), "`negengine negative` does that"),

@@ -98,6 +98,8 @@ def test_a_unet_of_another_family():
 def test_settings_of_no_known_method():
     with pytest.raises(TypeError, match=r"settings must be of .*negengine\.NegToMe.*, got dict"):
         apply(flux(), {"alpha": 0.9})
+    with pytest.raises(TypeError, match="got the class NegToMe; call it"):
+        apply(flux(), NegToMe)
 
 
 def test_bare_denoisers(family):

@@ -178,6 +178,9 @@ def test_true_cfg_cannot_be_told_apart():
     pipe = negengine.apply(flux(), SeedVariance())
     with watched(pipe.transformer) as calls, pytest.raises(ValueError, match=r"calls the denoiser twice.*true_cfg_scale=1"):
         draw(pipe, true_cfg_scale=2.0, negative_prompt=["dull", "grey"])
+    negengine.apply(negengine.remove(pipe), CADS())
+    with pytest.raises(ValueError, match=r"true_cfg_scale=1, or CADS\(unconditional=True\)"):
+        draw(pipe, true_cfg_scale=2.0, negative_prompt=["dull", "grey"])
     assert not calls
     negengine.remove(pipe)
     draw(negengine.apply(pipe, CADS(unconditional=True)), true_cfg_scale=2.0, negative_prompt=["dull", "grey"])

@@ -27,7 +27,7 @@ from negengine.methods import (
 NEEDED = {
     "dng": {"prompt": "a dog"},
     "negative-prompting": {"prompt": "a dog"},
-    "interval": {"low": 0.28, "high": 5.42},
+    "guidance-interval": {"low": 0.28, "high": 5.42},
     "dnp": {"captioner": lambda picture: "a cat"},
 }  # what has no default
 PROMPTS = [
@@ -54,7 +54,7 @@ def test_names():
 
 def test_who_owns_the_prediction():
     owners = {name for name, kind in KINDS.items() if kind.owns_prediction}
-    assert owners == {"dng", "negative-prompting", "sld", "interval"}
+    assert owners == {"dng", "negative-prompting", "sld", "guidance-interval"}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -199,11 +199,11 @@ def test_defaults(name, defaults):
         ("seed-variance", {"timesteps": (900, 800)}, ValueError, "window 900 … 800 is empty"),
         ("seed-variance", {"timesteps": (1001, 1002)}, ValueError, "so the noise would never be active"),
         ("seed-variance", {"seed": None}, TypeError, "seed must be an integer"),
-        ("interval", {"low": -1}, ValueError, "low must be 0 or more"),
-        ("interval", {"low": math.inf}, ValueError, "low must be finite"),
-        ("interval", {"high": math.nan}, ValueError, "high must be finite"),
-        ("interval", {"high": "inf"}, TypeError, "high must be a number"),
-        ("interval", {"low": 2, "high": 2}, ValueError, r"low must be below high \(noise levels\), got 2 and 2"),
+        ("guidance-interval", {"low": -1}, ValueError, "low must be 0 or more"),
+        ("guidance-interval", {"low": math.inf}, ValueError, "low must be finite"),
+        ("guidance-interval", {"high": math.nan}, ValueError, "high must be finite"),
+        ("guidance-interval", {"high": "inf"}, TypeError, "high must be a number"),
+        ("guidance-interval", {"low": 2, "high": 2}, ValueError, r"low must be below high \(noise levels\), got 2 and 2"),
         ("dnp", {"captioner": "blip"}, TypeError, "captioner must be a function of a picture .* got 'blip'"),
         ("dnp", {"steps": 0}, ValueError, "steps must be a positive integer, got 0"),
         ("dnp", {"guidance": 0}, ValueError, "guidance must be above 0, got 0"),
@@ -227,7 +227,7 @@ def test_settings_that_cannot_work(name, settings, error, message):
         ("cads", {"tau1": 0, "tau2": 1, "scale": 0, "psi": 0, "seed": -3}),
         ("seed-variance", {"share": 0, "strength": 0}),
         ("seed-variance", {"share": 1}),
-        ("interval", {"low": 0, "high": math.inf}),
+        ("guidance-interval", {"low": 0, "high": math.inf}),
         ("dnp", {"steps": 1, "guidance": 0.1, "keep_own": False}),
     ],
 )

@@ -134,7 +134,7 @@ def test_what_plain_data_cannot_say(settings, message):
         ({"method": "cads", 1: 1}, ValueError, "cads has no setting 1;"),
         ({"method": "cads", "name": "x"}, ValueError, "cads has no setting 'name'"),
         ({"method": "dng", "scale": 3}, ValueError, "dng needs prompt$"),
-        ({"method": "interval"}, ValueError, "interval needs low, high$"),
+        ({"method": "guidance-interval"}, ValueError, "guidance-interval needs low, high$"),
         ({"method": "dnp"}, ValueError, "dnp needs captioner$"),
         ({"method": "cads", "psi": 2}, ValueError, "psi must lie in"),
         (

@@ -45,9 +45,10 @@ class ConditioningEffect(Effect[Settings]):
 
     def second_prompts(self) -> None:
         if not self.unconditional:
+            both = ", or CADS(unconditional=True) to change both" if hasattr(self.settings, "unconditional") else ""
             raise ValueError(
                 f"the pipeline's true CFG calls the denoiser twice, and {self.settings.title} cannot tell the calls apart; pass "
-                "true_cfg_scale=1 (DynamicNegativeGuidance and NegativePrompting have cfg=... in its place)"
+                f"true_cfg_scale=1{both} (DynamicNegativeGuidance and NegativePrompting have cfg=... in its place)"
             )
 
     @property

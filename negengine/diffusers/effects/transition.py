@@ -22,6 +22,7 @@ from negengine.diffusers.clock import Level
 EXACT = ("DDPMScheduler", "DDPMParallelScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 # the next sample is drawn anew around the predicted image, however far that lies from the present one
 REDRAWN = ("LCMScheduler", "TCDScheduler")
+OTHERS = "switch to DDPMScheduler or EulerAncestralDiscreteScheduler"
 ADVICE = (
     "switch to one that has (DDPMScheduler, EulerAncestralDiscreteScheduler), or set surrogate='ancestral' to take the density of "
     "the ancestral step between the same noise levels"
@@ -54,15 +55,15 @@ def check_scheduler(scheduler: Any, surrogate: str | None, variance: str) -> str
     names = {kind.__name__ for kind in type(scheduler).__mro__}
     name, config = type(scheduler).__name__, own_config(scheduler)
     if hasattr(scheduler, "precondition_outputs"):
-        raise ValueError(f"{name} conditions the denoiser's output in a way of its own (EDM), which DNG does not know; {ADVICE}")
+        raise ValueError(f"{name} conditions the denoiser's output in a way of its own (EDM), which DNG does not know; {OTHERS}")
     if not hasattr(scheduler, "add_noise") and not hasattr(scheduler, "scale_noise"):
-        raise ValueError(f"{name} does not tell its noise levels (it has no add_noise); {ADVICE}")
+        raise ValueError(f"{name} does not tell its noise levels (it has no add_noise); {OTHERS}")
     if config.get("thresholding"):
         raise ValueError(f"{name} clips by dynamic thresholding, which DNG cannot follow; set thresholding=False in its config")
     if config.get("variance_type") in ("learned", "learned_range"):
         raise ValueError(f"{name} takes its variance from the denoiser, which DNG cannot follow; use another scheduler")
     if names & set(REDRAWN):
-        raise ValueError(f"{name} draws each sample anew around the predicted image, so that no step tells anything; {ADVICE}")
+        raise ValueError(f"{name} draws each sample anew around the predicted image, so that no step tells anything; {OTHERS}")
     if surrogate is None and not (names & set(EXACT) or _is_first_order_sde(config)):
         raise ValueError(f"{name} has no transition density; {ADVICE}")
     if names & {"PNDMScheduler"} and not config.get("skip_prk_steps"):
