@@ -45,3 +45,23 @@ def pixel_correlation(images: Tensor, target: Tensor) -> Tensor:
     check_rows("images", x)
     check_rows("target", y)
     return torch.nn.functional.cosine_similarity(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True))
+
+
+def nearest_distance(features: Tensor, reference: Tensor, neighbours: int = 3) -> Tensor:
+    """Mean Euclidean distance of each image's features to its nearest rows of a reference.
+
+    Args:
+        features: ``[N, F]``. reference: ``[M, F]``, ``M >= neighbours``.
+
+    Returns:
+        float64 ``[N]``.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or Inf.
+    """
+    check_rows("features", features)
+    check_rows("reference", reference, at_least=neighbours)
+    if reference.shape[1] != features.shape[1]:
+        raise ValueError(f"features have {features.shape[1]} columns and those of the reference {reference.shape[1]}")
+    far = torch.cdist(features.double(), reference.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return far.topk(neighbours, largest=False).values.mean(-1)

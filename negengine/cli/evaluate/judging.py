@@ -1,0 +1,87 @@
+"""Who judges, and what is given beside the images: the same for folders and for a running pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from negengine.cli.evaluate.options import Common
+from negengine.evaluate.asked import FROM_FILE, Asked, asked_for
+from negengine.evaluate.folders import image_files, open_image
+from negengine.evaluate.groups import Drawn
+from negengine.evaluate.measure import Beside, Row, class_in, measure
+from negengine.evaluate.worlds import World
+from negengine.metrics.extractors import Extractor
+
+WAYS = {
+    "reference": "give --against FOLDER with real images",
+    "asset": "give --asset FILE",
+    "asset_image": "give --asset FILE",
+    "forbidden": "give --forbidden CLASS",
+    "prompts": "give --prompts-of FILE, or PNG files of negengine",
+    "expected": "give prompts that name one class each",
+    "base_labels": "give two variants or more",
+}  # what a metric may need -> what to give
+
+
+def is_file_of_labels(labels: str | None) -> bool:
+    return labels is not None and Path(labels).suffix.lower() in (".csv", ".json")
+
+
+def asked_by(common: Common, usual: Sequence[str], world: World | None) -> list[Asked]:
+    """The metrics of ``--metric`` or the usual ones, seen by ``--features`` and ``--labels``, else by the model's own reader."""
+    reader = world.reader if world else None
+    labels = FROM_FILE if is_file_of_labels(common.labels) else common.labels or reader
+    return asked_for(common.metrics or usual, common.features or reader, labels)
+
+
+def reference_images(folder: Path | None) -> list[Image.Image] | None:
+    return None if folder is None else [open_image(file) for file in image_files(folder)]
+
+
+def expected_of(
+    drawn: Sequence[Drawn], prompts: Callable[[Drawn], Sequence[str]], classes: Sequence[str]
+) -> dict[str, list[str]] | None:
+    """The class that each image's prompt names; None if a prompt names none, or several."""
+    found: dict[str, list[str]] = {}
+    for variant in drawn:
+        named = [class_in(prompt, classes) for prompt in prompts(variant)]
+        if None in named:
+            return None
+        found[variant.name] = [str(name) for name in named]
+    return found
+
+
+def classes_for(asked: Sequence[Asked], extractors: Mapping[str, Extractor]) -> Sequence[str]:
+    """The classes of the one reader against whose reading the prompts are held."""
+    return next(
+        (extractors[str(one.extractor)].classes for one in asked if "expected" in one.metric.needs and one.extractor in extractors),
+        (),
+    )
+
+
+def measured(drawn: Sequence[Drawn], asked: Sequence[Asked], extractors: Mapping[str, Extractor], beside: Beside) -> list[Row]:
+    """The rows, with a bar on the terminal."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=len(asked) * len(drawn))
+        return measure(drawn, asked, extractors, beside, lambda: progress.advance(task))
+
+
+def few(asked: Sequence[Asked], images: int) -> list[str]:
+    """A remark on each FID, which is not the same for another number of images."""
+    return [
+        f"{one.key} is of {images} images a set: FID is biased upwards for few images, so compare it at equal numbers only."
+        for one in asked
+        if one.metric.name == "fid"
+    ]
+
+
+def common_settings(common: Common) -> dict[str, Any]:
+    """What both forms keep in the results."""
+    told = {"classes": list(common.classes), "against": common.against, "asset": common.asset, "forbidden": common.forbidden}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in told.items() if value not in (None, [])}

@@ -1,0 +1,132 @@
+"""A pipeline at work: every group of a protocol, by every variant, from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from negengine.diffusers.apply import apply, remove, status
+from negengine.diffusers.dnp import diffusion_negative_prompting
+from negengine.evaluate.groups import Drawn, Group
+from negengine.evaluate.protocols import Case, Protocol
+from negengine.methods import DiffusionNegativePrompt, Method
+from negengine.methods.plain import as_plain
+
+Rewrite = Callable[[str, int], Sequence[str]]  # prompt and number of images -> a prompt for each
+Negative = Callable[[str, int], str]  # prompt and seed of an image -> a negative prompt
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Variant:
+    """One way to draw the same prompts from the same noise.
+
+    Attributes:
+        name: in results.
+        methods: seed -> the methods that act.
+        call: arguments of the pipeline's call in place of the common ones.
+        rewrite: the prompts of a group; None: its own for every image.
+        negative: the negative prompt of an image; None: that of the call.
+        dnp: draws with the negative prompt that the model itself suggests; None: does not.
+    """
+
+    name: str
+    methods: Callable[[int], Sequence[Method]] = lambda seed: ()
+    call: Mapping[str, Any] = field(default_factory=dict)
+    rewrite: Rewrite | None = None
+    negative: Negative | None = None
+    dnp: DiffusionNegativePrompt | None = None
+
+    def plain(self, seed: int) -> dict[str, Any]:
+        """As JSON can hold it."""
+        told: dict[str, Any] = {"methods": [as_plain(settings) for settings in self.methods(seed)], "call": dict(self.call)}
+        if self.dnp is not None:
+            told["dnp"] = {"captioner": str(getattr(self.dnp.captioner, "identity", self.dnp.captioner))}
+        return told | {what: True for what in ("rewrite", "negative") if getattr(self, what) is not None}
+
+
+def draw(
+    pipe: Any,
+    protocol: Protocol,
+    variants: Sequence[Variant],
+    call: Mapping[str, Any],
+    groups_a_call: int = 1,
+    keep: Callable[[str, Group], object] = lambda variant, group: None,
+) -> list[Drawn]:
+    """All images of a protocol.
+
+    Every image has a seed of its own, so that what stands beside it in a batch changes nothing.
+
+    Args:
+        call: of the pipeline; ``negative_prompt`` is one text.
+        groups_a_call: how many groups the pipeline draws at once.
+        keep: called with a variant's name and each of its groups as soon as it is drawn.
+
+    Raises:
+        TypeError, ValueError: what a method or the pipeline refuses. CaptionError: of a captioner.
+    """
+    groups: dict[str, list[Group]] = {variant.name: [] for variant in variants}
+    did: dict[str, list[str]] = {}
+    for seed in protocol.seeds:
+        cases = list(protocol.cases(seed))
+        for variant in variants:
+            methods = list(variant.methods(seed))
+            if methods:
+                apply(pipe, *methods)
+            try:
+                for start in range(0, len(cases), groups_a_call):
+                    for group in _draw(pipe, variant, cases[start : start + groups_a_call], {**call, **variant.call}):
+                        groups[variant.name].append(group)
+                        keep(variant.name, group)
+                if methods and variant.name not in did:
+                    did[variant.name] = [str(report) for report in status(pipe)]
+            finally:
+                if methods:
+                    remove(pipe)
+    first = protocol.seeds[0]
+    return [
+        Drawn(variant.name, tuple(groups[variant.name]), variant.plain(first) | {"reports": did.get(variant.name, [])})
+        for variant in variants
+    ]
+
+
+def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str, Any]) -> list[Group]:
+    """The groups of some cases, in one call of the pipeline, or two."""
+    per = len(cases[0].image_seeds)
+    seeds = [seed for case in cases for seed in case.image_seeds]
+    texts = [text for case in cases for text in (variant.rewrite or _unchanged)(case.prompt, per)]
+    if variant.dnp is not None:
+        records = diffusion_negative_prompting(pipe, texts, variant.dnp, seed=seeds, **_for_rows(call, len(texts)))
+        images = [record.images[0] for record in records]
+    else:
+        each = variant.rewrite is not None or variant.negative is not None
+        rows = texts if each else [case.prompt for case in cases]
+        arguments = _for_rows(call, len(rows))
+        if variant.negative is not None:
+            of_images = [(case.prompt, seed) for case in cases for seed in case.image_seeds]
+            arguments["negative_prompt"] = [variant.negative(prompt, seed) for prompt, seed in of_images]
+        generators = [torch.Generator(pipe.device.type).manual_seed(seed) for seed in seeds]
+        images = pipe(rows, num_images_per_prompt=1 if each else per, generator=generators, **arguments).images
+    return [
+        Group(
+            key=case.key,
+            images=tuple(image.convert("RGB") for image in images[number * per : (number + 1) * per]),
+            names=tuple(f"{case.key}/{k}" for k in range(per)),
+            prompt=case.prompt,
+            seed=case.seed,
+            image_seeds=case.image_seeds,
+        )
+        for number, case in enumerate(cases)
+    ]
+
+
+def _unchanged(prompt: str, images: int) -> Sequence[str]:
+    return [prompt] * images
+
+
+def _for_rows(call: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The call's arguments, with its negative prompt for each prompt, as pipelines want lists of equal length."""
+    negative = call.get("negative_prompt")
+    return {**call, **({"negative_prompt": [negative] * rows} if isinstance(negative, str) else {})}

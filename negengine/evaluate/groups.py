@@ -1,0 +1,86 @@
+"""Images as they are compared: in groups of a prompt and a seed, under the name of a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The images of one prompt and seed.
+
+    Attributes:
+        key: the same for the same prompt and seed of every variant.
+        images: RGB. names: of their files, or of what stands for them.
+        prompt: a text; None if unknown. seed: None if unknown. image_seeds: of the noise of each image, where known.
+    """
+
+    key: str
+    images: tuple[Image.Image, ...]
+    names: tuple[str, ...]
+    prompt: str | None = None
+    seed: int | None = None
+    image_seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """All images of a variant.
+
+    Attributes:
+        name: of the variant. groups: its images.
+        about: how it was made, as JSON can hold it.
+    """
+
+    name: str
+    groups: tuple[Group, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [image for group in self.groups for image in group.images]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for group in self.groups for name in group.names]
+
+    def by_seed(self) -> dict[int | None, Drawn]:
+        """The groups of each seed, in order of appearance."""
+        seeds = dict.fromkeys(group.seed for group in self.groups)
+        return {seed: replace(self, groups=tuple(group for group in self.groups if group.seed == seed)) for seed in seeds}
+
+
+def rows_of(groups: Sequence[Group]) -> list[list[int]]:
+    """For each group, the numbers of its images among all."""
+    rows, start = [], 0
+    for group in groups:
+        rows.append(list(range(start, start + len(group.images))))
+        start += len(group.images)
+    return rows
+
+
+def check_alike(drawn: Sequence[Drawn]) -> None:
+    """Raises ValueError for images of unequal size, or groups of unequal number: their measures could not be compared."""
+    sizes: dict[tuple[int, int], tuple[str, str]] = {}
+    counts: dict[int, tuple[str, str]] = {}
+    for variant in drawn:
+        for image, name in zip(variant.images, variant.names, strict=True):
+            sizes.setdefault(image.size, (variant.name, name))
+        for group in variant.groups:
+            counts.setdefault(len(group.images), (variant.name, group.key))
+    if len(sizes) > 1:
+        (one, first), (other, second) = list(sizes.items())[:2]
+        raise ValueError(
+            f"the images are of unequal size: {first[1]} ({first[0]}) has {one[0]} x {one[1]} pixels and {second[1]} ({second[0]}) "
+            f"{other[0]} x {other[1]}; resize them first"
+        )
+    if len(counts) > 1:
+        (one_count, first), (other_count, second) = list(counts.items())[:2]
+        raise ValueError(
+            f"the groups are unequal: {first[1]} ({first[0]}) has {one_count} images and {second[1]} ({second[0]}) {other_count}; "
+            f"--per-group {min(counts)} takes so many of each"
+        )

@@ -1,0 +1,221 @@
+"""The numbers of every variant: each metric for each group, or for the set of each seed, with intervals and differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from negengine.evaluate.asked import FROM_FILE, Asked
+from negengine.evaluate.groups import Drawn, rows_of
+from negengine.metrics.evidence import Evidence
+from negengine.metrics.extractors import Extractor
+from negengine.metrics.intervals import Interval, difference_interval, mean_interval
+from negengine.metrics.registry import IMAGE, SET
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Beside:
+    """What is given beside the images.
+
+    Attributes:
+        labels: of a file: variant -> a text for each image.
+        expected: variant -> the class that is asked for in each image, as a word.
+        reference: real images. asset: the picture to keep away from.
+        forbidden: a class. base: the variant with which the others are compared.
+    """
+
+    base: str
+    labels: Mapping[str, Sequence[str]] | None = None
+    expected: Mapping[str, Sequence[str]] | None = None
+    reference: Sequence[Image.Image] | None = None
+    asset: Image.Image | None = None
+    forbidden: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one variant.
+
+    Attributes:
+        values: for each group, or for the set of each seed.
+        by_image: for metrics of single images: the image's name with its group -> value.
+        interval: of the mean. difference: from the base variant; None for the base itself. paired: whether by group.
+    """
+
+    variant: str
+    metric: str
+    values: Mapping[str, float]
+    interval: Interval
+    difference: Interval | None = None
+    paired: bool = False
+    by_image: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One variant through the eyes of one extractor."""
+
+    features: Tensor | None = None
+    logits: Tensor | None = None
+    labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def measure(
+    drawn: Sequence[Drawn],
+    asked: Sequence[Asked],
+    extractors: Mapping[str, Extractor],
+    beside: Beside,
+    advance: Callable[[], object] = lambda: None,
+    seed: int = 0,
+) -> list[Row]:
+    """A row for each metric and variant, the base first.
+
+    Args:
+        advance: called after each metric of each variant. seed: of the bootstrap.
+
+    Raises:
+        ValueError: a class that the reader does not know, or what a metric refuses.
+    """
+    drawn = sorted(drawn, key=lambda variant: variant.name != beside.base)
+    eyes = _Eyes(extractors, beside)
+    rows: list[Row] = []
+    for one in asked:
+        seen = {variant.name: eyes.look(variant, one) for variant in drawn}
+        given = _Given(extractors.get(one.extractor or ""), *eyes.others(one), beside, seen)
+        base: Row | None = None
+        for variant in drawn:
+            row = _row(variant, one, given, base, seed)
+            base = base or row
+            rows.append(row)
+            advance()
+    return rows
+
+
+class _Eyes:
+    """Every extractor sees every picture once, whatever number of metrics asks."""
+
+    def __init__(self, extractors: Mapping[str, Extractor], beside: Beside) -> None:
+        self.extractors, self.beside = extractors, beside
+        self._kept: dict[tuple[str, str, bool], _Seen] = {}
+        self._others: dict[tuple[str, str], Tensor] = {}
+
+    def look(self, variant: Drawn, one: Asked) -> _Seen:
+        if one.extractor is None:
+            return _Seen()
+        if one.extractor == FROM_FILE:
+            assert self.beside.labels is not None
+            classes = tuple(sorted({label for labels in self.beside.labels.values() for label in labels}))
+            return _Seen(labels=_numbers(self.beside.labels[variant.name], classes), classes=classes)
+        key = variant.name, one.extractor, one.reads
+        if key not in self._kept:
+            self._kept[key] = self._new(variant, self.extractors[one.extractor], one.reads)
+        return self._kept[key]
+
+    def others(self, one: Asked) -> tuple[Tensor | None, Tensor | None]:
+        """Features of the reference images and of the asset, where the metric needs them."""
+        asset = None if self.beside.asset is None else [self.beside.asset]
+        return self._other("reference", one, self.beside.reference), self._other("asset", one, asset)
+
+    def _other(self, need: str, one: Asked, images: Sequence[Image.Image] | None) -> Tensor | None:
+        if images is None or one.extractor not in self.extractors or need not in one.metric.needs:
+            return None
+        key = need, str(one.extractor)
+        if key not in self._others:
+            self._others[key] = self.extractors[key[1]].features(images)
+        return self._others[key]
+
+    @staticmethod
+    def _new(variant: Drawn, extractor: Extractor, reads: bool) -> _Seen:
+        if reads and extractor.logits is not None:
+            logits = extractor.logits(variant.images)
+            return _Seen(logits=logits, labels=logits.argmax(-1), classes=extractor.classes)
+        return _Seen(features=extractor.features(variant.images))
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What one metric may use of all variants: the extractor, features of other pictures, and what was seen of each variant."""
+
+    extractor: Extractor | None
+    reference: Tensor | None
+    asset: Tensor | None
+    beside: Beside
+    seen: Mapping[str, _Seen]
+
+
+def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int) -> Row:
+    start = 0
+    values: dict[str, float] = {}
+    by_image: dict[str, float] = {}
+    for number, part in variant.by_seed().items():
+        rows = slice(start, start + len(part.images))
+        start = rows.stop
+        evidence = _evidence(part, one, given, rows, variant.name)
+        found = one.metric.compute(evidence).tolist()
+        if one.metric.unit == SET:
+            values["all" if number is None else f"seed {number}"] = found[0]
+            continue
+        if one.metric.unit == IMAGE:
+            names = [f"{group.key}/{k}" for group in part.groups for k in range(len(group.images))]
+            by_image |= dict(zip(names, found, strict=True))
+            found = [sum(found[row] for row in group) / len(group) for group in rows_of(part.groups)]
+        values |= dict(zip((group.key for group in part.groups), found, strict=True))
+    numbers = np.array(list(values.values()))
+    interval = mean_interval(numbers, seed=seed)
+    difference, paired = None, False
+    if base is not None:
+        paired = base.values.keys() == values.keys()
+        theirs = np.array([base.values[key] for key in values] if paired else list(base.values.values()))
+        difference = difference_interval(numbers, theirs, paired, seed=seed)
+    if one.metric.percent:
+        interval = interval.within(0, 1)
+        difference = difference and difference.within(-1, 1)
+    return Row(variant.name, one.key, values, interval, difference, paired, by_image)
+
+
+def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) -> Evidence:
+    mine, beside, extractor = given.seen[name], given.beside, given.extractor
+    needs, classes = one.metric.needs, mine.classes
+    prompts = [group.prompt or "" for group in part.groups for _ in group.images]
+    evidence = Evidence(
+        images=part.images,
+        groups=rows_of(part.groups),
+        extractor=extractor,
+        features=None if mine.features is None else mine.features[rows],
+        logits=None if mine.logits is None else mine.logits[rows],
+        labels=None if mine.labels is None else mine.labels[rows],
+        classes=classes,
+        prompts=prompts if all(prompts) else None,
+        texts=extractor.texts(prompts) if "texts" in needs and extractor is not None and extractor.texts else None,
+        expected=_numbers(beside.expected[name][rows], classes) if "expected" in needs and beside.expected and classes else None,
+        reference=given.reference,
+        asset=given.asset,
+        asset_image=beside.asset,
+        forbidden=int(_numbers([beside.forbidden], classes)) if "forbidden" in needs and beside.forbidden and classes else None,
+        base_labels=given.seen[beside.base].labels,
+    )
+    missing = evidence.missing(needs)
+    if missing:
+        raise ValueError(f"{one.key} needs {' and '.join(missing)}")
+    return evidence
+
+
+def _numbers(words: Sequence[str], classes: Sequence[str]) -> Tensor:
+    strange = next((word for word in words if word not in classes), None)
+    if strange is not None:
+        raise ValueError(f"the class {strange!r} is none of those that are read: {', '.join(classes)}")
+    return torch.tensor([classes.index(word) for word in words], dtype=torch.int64)
+
+
+def class_in(prompt: str, classes: Sequence[str]) -> str | None:
+    """The one class whose name stands in a prompt as whole words, the longest where one holds another; None: none, several."""
+    padded = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in prompt.lower()).split())} "
+    found = [name for name in classes if f" {' '.join(name.lower().split())} " in padded]
+    longest = [name for name in found if not any(name != other and f" {name} " in f" {other} " for other in found)]
+    return longest[0] if len(longest) == 1 else None

@@ -1,0 +1,84 @@
+"""Files that say something of images or groups by their names: a CSV with two columns, or a JSON object."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from negengine.evaluate.groups import Drawn
+
+
+def read_named(path: Path, what: str) -> dict[str, str]:
+    """Name -> text.
+
+    Args:
+        path: a ``.csv`` file with a header and two columns, or a ``.json`` file with an object.
+        what: the text is, for errors.
+
+    Raises:
+        ValueError: another ending, a file that does not parse, a row of another length, or a name twice.
+        OSError: it cannot be read.
+    """
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"{path} must be a .csv or a .json file of names and their {what}")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+        return _of_json(path, text, what)
+    rows = [row for row in csv.reader(text.splitlines()) if row][1:]
+    wrong = next((row for row in rows if len(row) != 2), None)
+    if wrong is not None:
+        raise ValueError(f"{path}: every row must be a name and its {what}, got {','.join(wrong)!r}")
+    found: dict[str, str] = {}
+    for name, value in rows:
+        if name in found:
+            raise ValueError(f"{path} has {name} twice")
+        found[name.strip()] = value.strip()
+    if not found:
+        raise ValueError(f"{path} has no row below its header")
+    return found
+
+
+def _of_json(path: Path, text: str, what: str) -> dict[str, str]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} does not parse: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()) or not found:
+        raise ValueError(f"{path} must hold an object of names and their {what}")
+    return found
+
+
+def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> list[str]:
+    """What a file says of every image of a variant: by the image's name, ``VARIANT/name``, or the key of its group.
+
+    Raises:
+        ValueError: an image that it says nothing of; says which, and how many.
+    """
+    found, missing = [], []
+    for group in drawn.groups:
+        for name in group.names:
+            value = next((told[key] for key in (f"{drawn.name}/{name}", name, group.key) if key in told), None)
+            if value is None:
+                missing.append(name)
+            else:
+                found.append(value)
+    if missing:
+        raise ValueError(
+            f"{path} has no {what} for {missing[0]} of {drawn.name}"
+            + (f", nor for {len(missing) - 1} other images" if len(missing) > 1 else "")
+            + f"; it names {', '.join(list(told)[:3])}{', …' if len(told) > 3 else ''}"
+        )
+    return found
+
+
+def check_used(path: Path, told: dict[str, str], drawn: list[Drawn], what: str) -> None:
+    """Raises ValueError for names in a file that stand for no image and no group: it was made for other folders."""
+    known = {key for variant in drawn for group in variant.groups for key in (group.key, *group.names)}
+    known |= {f"{variant.name}/{name}" for variant in drawn for name in variant.names}
+    strange = [name for name in told if name not in known]
+    if strange:
+        more = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
+        raise ValueError(
+            f"{path} has a {what} for {strange[0]}{more}, which is neither an image nor a group; there is {sorted(known)[0]}"
+        )

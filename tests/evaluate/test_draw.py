@@ -1,0 +1,110 @@
+"""What a pipeline is asked to draw for every variant: prompts, negative prompts and noise, told by a pipeline that draws them."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from negengine.evaluate.draw import Variant, draw
+from negengine.evaluate.prompting import chosen_by_seed, negatives, rewriting
+from negengine.evaluate.protocols import Diversity
+
+PROTOCOL = Diversity(prompts=("cat", "dog"), images=3, seeds=(0, 1), metrics=("vendi",))
+
+
+class Pipe:
+    """A picture's colour is its noise; its calls are kept."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, prompt, num_images_per_prompt, generator, **call):
+        self.calls.append((prompt, num_images_per_prompt, call))
+        assert len(generator) == len(prompt) * num_images_per_prompt
+        colours = [tuple(torch.randint(0, 256, (3,), generator=one).tolist()) for one in generator]
+        return SimpleNamespace(images=[Image.new("RGB", (2, 2), colour) for colour in colours])
+
+
+def colours(drawn):
+    return [image.getpixel((0, 0)) for image in drawn.images]
+
+
+@pytest.mark.parametrize("groups_a_call", [1, 2, 5])
+def test_every_image_has_noise_of_its_own_however_many_are_drawn_at_once(groups_a_call):
+    pipe = Pipe()
+    first, other = draw(pipe, PROTOCOL, [Variant(name="a"), Variant(name="b")], {"steps": 2}, groups_a_call)
+    assert colours(first) == colours(other)
+    expected = []
+    for case in (case for seed in PROTOCOL.seeds for case in PROTOCOL.cases(seed)):
+        for seed in case.image_seeds:
+            expected.append(tuple(torch.randint(0, 256, (3,), generator=torch.Generator().manual_seed(seed)).tolist()))
+    assert colours(first) == expected
+    assert len(set(expected)) == 12
+    assert [group.key for group in first.groups] == ["cat, seed 0", "dog, seed 0", "cat, seed 1", "dog, seed 1"]
+    assert pipe.calls[0] == (["cat", "dog"][:groups_a_call], 3, {"steps": 2})
+
+
+def test_prompts_and_negative_prompts_of_each_variant(tmp_path):
+    lines = tmp_path / "rewritten.txt"
+    lines.write_text("an old {prompt}\n\na young {prompt}\n")
+    lists = tmp_path / "opposites.json"
+    lists.write_text(json.dumps({"cat": ["no cat"], "dog": ["no dog"]}))
+    variants = [
+        Variant(name="own", call={"negative_prompt": "blurry"}),
+        Variant(name="rewriting", rewrite=rewriting(lines)),
+        Variant(name="opposites", negative=negatives(lists)),
+    ]
+    pipe = Pipe()
+    drawn = draw(pipe, PROTOCOL, variants, {"negative_prompt": ""}, groups_a_call=2)
+    assert pipe.calls[:3] == [
+        (["cat", "dog"], 3, {"negative_prompt": ["blurry", "blurry"]}),
+        (
+            ["an old cat", "a young cat", "an old cat", "an old dog", "a young dog", "an old dog"],
+            1,
+            {"negative_prompt": [""] * 6},
+        ),
+        (["cat"] * 3 + ["dog"] * 3, 1, {"negative_prompt": ["no cat"] * 3 + ["no dog"] * 3}),
+    ]
+    assert colours(drawn[0]) == colours(drawn[1]) == colours(drawn[2])
+    assert [group.prompt for group in drawn[1].groups] == ["cat", "dog"] * 2  # by which it is judged
+
+
+def test_groups_are_kept_as_soon_as_they_are_drawn():
+    kept = []
+    draw(Pipe(), PROTOCOL, [Variant(name="a")], {}, keep=lambda name, group: kept.append((name, group.key, group.image_seeds)))
+    assert [key for _, key, _ in kept] == ["cat, seed 0", "dog, seed 0", "cat, seed 1", "dog, seed 1"]
+    assert kept[2][2] == (1_000_000, 1_000_001, 1_000_002)
+
+
+def test_texts_are_chosen_by_the_seed_of_the_image(tmp_path):
+    file = tmp_path / "lists.json"
+    file.write_text(json.dumps({"cat": ["a", "b"]}))
+    chosen = chosen_by_seed(("a", "b", "c"))
+    found = {seed: chosen("cat", seed) for seed in range(40)}
+    assert set(found.values()) == {"a", "b", "c"}
+    assert all(chosen("dog", seed) == text for seed, text in found.items())
+    assert rewriting(file)("cat", 3) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "content", "message"),
+    [
+        (rewriting, "a.csv", "x", "must be a .txt file"),
+        (rewriting, "a.txt", "\n", "has no line"),
+        (rewriting, "a.txt", "an old cat", r"by \{prompt\}; got 'an old cat'"),
+        (rewriting, "a.json", "{", "does not parse"),
+        (rewriting, "a.json", '{"cat": []}', "'cat' must have a list of texts"),
+        (rewriting, "a.json", '{"elk": ["x"]}', "no rewritten prompts for 'cat'"),
+        (negatives, "a.json", "[]", "an object of prompts"),
+        (negatives, "a.json", '{"elk": ["x"]}', "no negative prompts for 'cat'"),
+    ],
+)
+def test_files_of_prompts_that_do_not_fit(tmp_path, reader, name, content, message):
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        reader(file)("cat", 1)

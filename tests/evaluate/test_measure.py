@@ -1,0 +1,274 @@
+"""The laboratory's numbers against the same metrics computed by hand, and the shape of its results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from negengine import metrics
+from negengine.evaluate import results
+from negengine.evaluate.asked import FROM_FILE, asked_for, check_needs, load_all
+from negengine.evaluate.groups import Drawn, Group
+from negengine.evaluate.measure import Beside, class_in, measure
+from negengine.evaluate.pairs import NOBODY, pair_tables
+from negengine.evaluate.protocols import CATEGORIES, PREFIXES, Diversity, Pairs, Removal, protocol_named
+from negengine.evaluate.tables import markdown, tables
+from negengine.metrics.extractors import Extractor
+
+CLASSES = ("cat", "dog", "elk")
+
+
+def seen(images):
+    return torch.tensor([[image.getpixel((0, 0))[c] / 255 for c in range(3)] for image in images])
+
+
+READER = Extractor("colours", seen, lambda images: 9 * seen(images), CLASSES)
+EXTRACTORS = {"colours": READER}
+
+
+def drawn(name, seed, groups=4, images=3, prompts=("a cat", "a dog"), seeds=2):
+    generator = np.random.default_rng(seed)
+    made = []
+    for number in range(groups):
+        pixels = generator.integers(0, 256, size=(images, 3))
+        key = f"{prompts[number % len(prompts)]}, seed {number % seeds}, {number}"
+        names = tuple(f"{key}/{k}" for k in range(images))
+        pictures = tuple(Image.new("RGB", (2, 2), tuple(map(int, colour))) for colour in pixels)
+        made.append(Group(key, pictures, names, prompts[number % len(prompts)], number * seeds // groups))
+    return Drawn(name, tuple(made))
+
+
+BASE, OTHER = drawn("without", 0), drawn("negtome", 1)
+
+
+def rows_of(*texts, beside=None, variants=(BASE, OTHER)):
+    asked = asked_for(texts, "colours", "colours")
+    found = measure(variants, asked, EXTRACTORS, beside or Beside(base="without"))
+    return {(row.variant, row.metric): row for row in found}
+
+
+def test_values_of_groups_and_their_differences():
+    rows = rows_of("vendi")
+    for variant in (BASE, OTHER):
+        row = rows[variant.name, "vendi:colours"]
+        expected = {group.key: metrics.vendi_score(seen(group.images)).item() for group in variant.groups}
+        assert row.values == pytest.approx(expected)
+        assert row.interval.mean == pytest.approx(np.mean(list(expected.values())))
+    base, other = (np.array(list(rows[name, "vendi:colours"].values.values())) for name in ("without", "negtome"))
+    row = rows["negtome", "vendi:colours"]
+    assert row.paired
+    assert row.difference == metrics.difference_interval(other, base, paired=True)
+    assert rows["without", "vendi:colours"].difference is None
+
+
+def test_images_are_averaged_in_their_group_and_kept():
+    expected = {v.name: [g.prompt.removeprefix("a ") for g in v.groups for _ in g.images] for v in (BASE, OTHER)}
+    rows = rows_of("as-prompted", beside=Beside(base="without", expected=expected))
+    row = rows["negtome", "as-prompted:colours"]
+    read = [CLASSES[number] for number in READER.logits(OTHER.images).argmax(-1)]
+    right = [float(a == b) for a, b in zip(read, expected["negtome"], strict=True)]
+    assert list(row.by_image.values()) == right
+    assert list(row.values.values()) == pytest.approx([sum(right[k : k + 3]) / 3 for k in range(0, 12, 3)])
+    assert 0 <= row.interval.low <= row.interval.high <= 1
+
+
+def test_sets_have_a_value_for_each_seed():
+    beside = Beside(base="without", forbidden="dog")
+    rows = rows_of("entropy", "kl", "forbidden", beside=beside)
+    halves = [OTHER.images[:6], OTHER.images[6:]]
+    labels = [READER.logits(half).argmax(-1) for half in halves]
+    assert rows["negtome", "entropy:colours"].values == pytest.approx(
+        {f"seed {seed}": metrics.label_entropy(labels[seed]).item() for seed in range(2)}
+    )
+    base = READER.logits(BASE.images).argmax(-1)
+    assert rows["negtome", "kl:colours"].values == pytest.approx(
+        {f"seed {seed}": metrics.label_divergence(labels[seed], base, 3, without=1).item() for seed in range(2)}
+    )
+    assert rows["negtome", "forbidden:colours"].interval.mean == pytest.approx(float((torch.cat(labels) == 1).double().mean()))
+
+
+def test_labels_of_a_file_need_no_reader():
+    labels = {"without": ["old"] * 12, "negtome": ["old", "new", "odd"] * 4}
+    asked = asked_for(["label-entropy", "distinct"], labels=FROM_FILE)
+    found = measure([BASE, OTHER], asked, {}, Beside(base="without", labels=labels))
+    means = {(row.variant, row.metric): row.interval.mean for row in found}
+    assert means["without", "label-entropy:file"] == 0
+    assert means["negtome", "label-entropy:file"] == pytest.approx(np.log2(3))
+    assert means["negtome", "distinct:file"] == 3
+
+
+def test_the_base_comes_first_and_other_groups_are_not_paired():
+    strange = drawn("strange", 2, prompts=("an elk",))
+    found = measure([strange, OTHER, BASE], asked_for(["vendi:colours"]), EXTRACTORS, Beside(base="without"))
+    assert [row.variant for row in found] == ["without", "strange", "negtome"]
+    assert [row.paired for row in found] == [False, False, True]
+
+
+def test_a_class_that_is_not_read_is_one_clear_error():
+    with pytest.raises(ValueError, match="the class 'cow' is none of those that are read: cat, dog, elk"):
+        rows_of("forbidden", beside=Beside(base="without", forbidden="cow"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "at least one metric"),
+        (["fidd"], "there is no metric 'fidd'"),
+        (["vendi:a", "vendi:a"], "vendi:a is given twice"),
+        (["lpips:clip"], "lpips takes no feature extractor"),
+    ],
+)
+def test_metrics_that_cannot_be_asked_for(texts, message):
+    with pytest.raises(ValueError, match=message):
+        asked_for(texts)
+
+
+def test_who_sees_where_nobody_says():
+    keys = [one.key for one in asked_for(["vendi", "entropy", "clip-score", "inception-score", "fid:pixels"], "dinov2", "clip")]
+    assert keys == ["vendi:dinov2", "entropy:clip", "clip-score:clip", "inception-score:clip", "fid:pixels"]
+    assert [one.key for one in asked_for(["vendi", "fid", "asset-correlation"])] == [
+        "vendi:dreamsim",
+        "fid:inception",
+        "asset-correlation",
+    ]
+
+
+def test_what_a_metric_lacks_is_one_clear_error():
+    with pytest.raises(ValueError, match="entropy needs an extractor that reads classes, and pixels reads none"):
+        load_all(asked_for(["entropy:pixels"]), "cpu", ())
+    with pytest.raises(ValueError, match="clip-score needs an extractor that reads texts, and pixels reads none"):
+        load_all(asked_for(["clip-score:pixels"]), "cpu", ())
+    with pytest.raises(ValueError, match="fid needs reference images: give --against"):
+        check_needs(asked_for(["fid"]), [], 4, 40, {"reference": "give --against FOLDER"})
+    with pytest.raises(ValueError, match="vendi needs 2 images or more in a group, and there are 1"):
+        check_needs(asked_for(["vendi"]), [], 1, 40, {})
+    with pytest.raises(ValueError, match="recall needs 4 images or more in all, and there are 3"):
+        check_needs(asked_for(["recall"]), ["reference"], 3, 3, {})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A photo of a Cat.", "cat"),
+        ("a cat and a dog", None),
+        ("a catalogue", None),
+        ("a guide dog, sitting", "guide dog"),
+        ("nothing", None),
+    ],
+)
+def test_the_class_that_a_prompt_names(prompt, name):
+    assert class_in(prompt, ("cat", "dog", "guide dog")) == name
+
+
+def test_results_can_be_read_and_shown(tmp_path):
+    asked = asked_for(["vendi", "forbidden"], "colours", "colours")
+    beside = Beside(base="without", forbidden="dog")
+    told = results.document(measure([BASE, OTHER], asked, EXTRACTORS, beside), [BASE, OTHER], asked, {"protocol": "diversity"})
+    results.write(told, tmp_path / "evaluate.json")
+    assert results.read(tmp_path / "evaluate.json") == told
+    assert list(told["variants"]) == ["without", "negtome"]
+    assert "fewer than three seeds" in told["remarks"][0]
+    page = markdown(told, "negengine evaluate")
+    row = next(row for row in told["rows"] if (row["variant"], row["metric"]) == ("negtome", "vendi:colours"))
+    assert "| Vendi score (colours) ↑ | " in page
+    assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in page
+    assert "0.743" in page  # of the paper
+    assert [table.title for table in tables(told)][:2] == ["Means", "Differences from without"]
+    for name, change, message in (
+        ("a", {"schema": 2}, "has schema 2; this version"),
+        ("b", {"what": "model"}, "is no result of `negengine evaluate`"),
+        ("c", {"rows": [{"variant": "x"}]}, "'metric' is a required property"),
+    ):
+        (tmp_path / name).write_text(json.dumps(told | change))
+        with pytest.raises(ValueError, match=message):
+            results.read(tmp_path / name)
+    (tmp_path / "d").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        results.read(tmp_path / "d")
+
+
+def pair_protocol(**changes):
+    return Pairs(prompts=("x",), metrics=("as-prompted", "reference-distance"), correctness="as-prompted", **changes)
+
+
+@given(st.integers(0, 10**6), st.floats(0, 2))
+@settings(deadline=None, max_examples=30)
+def test_the_best_picture_by_more_than_the_margin(seed, margin):
+    protocol = pair_protocol(margin=margin)
+    scores = np.random.default_rng(seed).normal(size=(4, 7))
+    rows = [
+        row
+        for number, variant in enumerate(protocol.variants)
+        for row in (
+            fake(variant, "as-prompted:r", scores[number]),
+            fake(variant, "reference-distance:r", -scores[number]),
+        )
+    ]
+    for table, opponent in zip(pair_tables(rows, protocol), (1, 2), strict=True):
+        three = scores[[0, opponent, 3]]
+        expected = dict.fromkeys((NOBODY, "without", protocol.variants[opponent], "dnp"), 0)
+        for picture in range(7):
+            second, best = sorted(three[:, picture])[1:]
+            clear = best - second > margin * three.std()
+            names = ("without", protocol.variants[opponent], "dnp")
+            expected[names[three[:, picture].argmax()] if clear else NOBODY] += 1 / 7
+        for choice in table.choices:
+            assert choice.correctness.mean == choice.quality.mean == pytest.approx(expected[choice.who])
+
+
+def fake(variant, metric, values):
+    from negengine.evaluate.measure import Row
+
+    by_image = {str(k): float(value) for k, value in enumerate(values)}
+    return Row(variant, metric, {}, metrics.Interval(0, 0, 0), by_image=by_image)
+
+
+def test_protocols_are_the_papers_by_default():
+    protocol = Diversity()
+    assert len(CATEGORIES) == 20
+    assert len(PREFIXES) == 5
+    assert len(protocol.prompts) == 100
+    assert protocol.images == 4
+    assert {"a photo of a bird", "a photo of an airplane", "a photo of the insect"} <= set(protocol.prompts)
+    seeds = [seed for s in protocol.seeds for case in protocol.cases(s) for seed in case.image_seeds]
+    assert len(set(seeds)) == len(seeds) == 3 * 100 * 4
+    repeated = list(Removal(prompts=("x", "y"), forbidden="z", images=2, repeats=3, seeds=(7,)).cases(7))
+    assert len({case.key for case in repeated}) == 6
+    assert len({seed for case in repeated for seed in case.image_seeds}) == 12
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: protocol_named("diverse"), "there is no protocol 'diverse'; there are diversity, asset, removal, pairs"),
+        (lambda: Diversity(prompts=()), "the protocol diversity needs prompts"),
+        (lambda: Diversity(prompts=("x", "x")), "has 'x' twice among its prompts"),
+        (lambda: Diversity(prompts=("x", " ")), "an empty prompt"),
+        (lambda: Diversity(images=0), "1 to 1000 images"),
+        (lambda: Diversity(seeds=(-1,)), "seeds must lie in"),
+        (lambda: pair_protocol(margin=-1), "margin must be 0 or more"),
+        (lambda: pair_protocol(variants=("without", "standard")), "compares dnp with at least one other"),
+        (lambda: Pairs(prompts=("x",), correctness="as-prompted"), "not among its metrics"),
+    ],
+)
+def test_protocols_that_cannot_be_run(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_every_picture_is_seen_once_by_each_extractor():
+    looked = []
+
+    def features(images):
+        looked.append(len(images))
+        return seen(images)
+
+    counting = {"colours": Extractor("colours", features)}
+    reference = OTHER.images[:5]
+    asked = asked_for(["vendi", "distance", "reference-distance"], "colours")
+    measure([BASE, OTHER], asked, counting, Beside(base="without", reference=reference))
+    assert sorted(looked) == [5, 12, 12]
