@@ -78,7 +78,7 @@ def study(request: pytest.FixtureRequest) -> Study:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    from negengine.bench.results import table
+    from negengine.bench.results import omissions, table
 
     study, say = config.stash[STUDY], terminalreporter.write_line
     documents = study.documents()
@@ -92,15 +92,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for row in documents.get("guidance", {"rows": []})["rows"]:
         ratios = ", ".join(f"{name} {value:.2f}" for name, value in row["ratio"].items())
         say(f"{row['case']:30} {row['variant']:16} {1e3 * row['median']:9.3f} ms  of floor {row['floor_reached']:5.0%}  {ratios}")
-    for row in documents.get("dispatch", {"rows": []})["rows"]:
-        say(f"host, alpha and threshold as {row['settings']:8} {row['backend']:8} {row['median'] * 1e6:6.1f} us a call")
-    reasons: dict[str, list[str]] = {}
-    for document in documents.values():
-        for name, why in document["left_out"].items():
-            reasons.setdefault(why, []).append(name)
-    if reasons:
+    if "host" in documents:
+        from negengine.bench import host
+
+        say(host.table(documents["host"]["rows"]))
+    left_out = {name: why for document in documents.values() for name, why in document["left_out"].items()}
+    if left_out:
         terminalreporter.section("left out")
-        for why, names in reasons.items():
-            say(f"{'; '.join(names)}\n    {why}")
+        say(omissions(left_out))
     for path in [study.path(f"{what}.json") for what in documents] + study.plot():
         say(f"wrote {path}")

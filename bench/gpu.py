@@ -69,6 +69,7 @@ class Outcome:
 
 SHAPES = ("flux-1024", "flux-768", "sdxl-64", "sdxl-32")
 REHEARSED = ("3x40x48", "3x33x48", "3x40x16", "3x17x32")  # what an interpreter does in seconds
+LOOPS = {"sdxl-base": "5", "flux-dev": "4"}  # steps, of which NegToMe acts in one: with 4, SDXL has none in its window
 SLACK = 6  # times as long as on a GPU
 PARTS = {  # seconds of each
     "fast": 300, "models": 470, "cases": 470, "compiled": 470, "tiles": 470, "contract": 470, "suite": 470,
@@ -98,9 +99,8 @@ class Plan:
             tiles = [self.measuring(f"tiles {shape}", 60, "tiles", shape, *self.rounds) for shape in self.shapes]
             tests = [self.gpu_tests(75), self.contract(3, 90), self.guidance(75)]
             return [*self.operator(self.shapes, 60), *tests, *tiles, self.verdicts(90)]
-        if part == "models":  # needs diffusers
-            kinds = [(model, *how) for how in ((), ("--compiled",)) for model in ("sdxl-base", "flux-dev")]
-            return [self.measuring(" ".join(("denoiser", *kind)), 150, "denoisers", *kind) for kind in kinds]
+        if part == "models":  # needs diffusers, typer and rich
+            return [self.model(name, 150, compiled) for compiled in (False, True) for name in LOOPS]
         if part == "cases":
             kinds = ("--matching release", "--dtype float16", "--dtype float32")
             found = [section for kind in kinds for section in self.operator(self.shapes, 120, *kind.split())]
@@ -112,7 +112,7 @@ class Plan:
             return [*tiles, self.verdicts(200, "--dtypes", "float16", "float32")]
         if part == "contract":
             return [self.contract(50, 460)]
-        names = ("guidance", "dispatch", "end_to_end", "scaling")  # these need pytest-benchmark, the third diffusers
+        names = ("guidance", "host", "end_to_end", "scaling")  # these need pytest-benchmark, the second and third diffusers
         where = ("--results", str(self.results), "-p", "no:cacheprovider")
         return [Section(name, ((sys.executable, "-m", "pytest", f"bench/test_{name}.py", *where),), 400) for name in names]
 
@@ -127,6 +127,16 @@ class Plan:
     def measuring(self, name: str, limit: float, module: str, *arguments: str, unless: str | None = None) -> Section:
         where = ("--results", str(self.results), "--device", self.device)
         return Section(name, ((sys.executable, "-m", f"negengine.bench.{module}", *arguments, *where),), limit, unless=unless)
+
+    def model(self, name: str, limit: float, compiled: bool) -> Section:
+        """Whole loops, eager or with compiled blocks, into one file."""
+        how = ("--no-eager", "--compiled", "blocks") if compiled else ()
+        tiny = ("--depth", "1+1", "--images", "2", "--size", "512", "--dtype", "float32", "--rounds", "1")
+        full = ("--images", "4", "--size", "1024", "--rounds", "3", "--seconds", "60")
+        where = ("--output", str(self.results), "--device", self.device, "--steps", LOOPS[name])
+        command = (sys.executable, "-m", "negengine.cli", "bench", "model", "--model", name)
+        named = f"model {name}, compiled blocks" if compiled else f"model {name}"
+        return Section(named, ((*command, *how, *where, *(tiny if self.device == "cpu" else full)),), limit)
 
     def operator(self, shapes: Iterable[str], limit: float, *choice: str) -> list[Section]:
         """The operator beside its rivals at each shape; where our kernels broke that, the rivals and the fallback without them."""

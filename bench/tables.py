@@ -133,12 +133,16 @@ def end_to_end() -> str:
 
 
 def methods() -> str:
-    lines = ["| | method | seconds | share of the time | in our own code, ms per step |", "| --- | --- | ---: | ---: | ---: |"]
+    head = ("", "method", "seconds", "replaces", "share of its time", "in our own code, ms per step")
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | --- | ---: | ---: |"]
     for row in document("methods")["rows"]:
-        name = f"{row['pipeline']}, {row['images']} images, {row['steps']} steps" if row["method"] == "without" else ""
+        without = row["method"] == "without"
+        name = f"{row['pipeline']}, {row['images']} images, {row['steps']} steps" if without else ""
         inside = "" if row["inside"] is None else f"{1e3 * row['inside']:.2f}"
-        share = f"noise {row['noise']:.1%}" if row["method"] == "without" else f"{row['overhead']:+.1%}"
-        lines.append(f"| {name} | {row['method']} | {row['median']:.2f} | {share} | {inside} |")
+        replaces = "" if row["inside"] is None else row["replaces"]
+        spread = (row["p90"] - row["p10"]) / 2 / row["median"]
+        share = f"rounds ±{spread:.0%}" if without else f"{row['overhead']:+.1%}"
+        lines.append(f"| {name} | {row['method']} | {row['median']:.2f} | {replaces} | {share} | {inside} |")
     return "\n".join(lines) + "\n"
 
 
@@ -158,13 +162,42 @@ def targets() -> str:
     )
 
 
-def dispatch() -> str:
-    lines = ["| alpha and threshold | a backend that does nothing, us | `cpu`, 48 tokens, us |", "| --- | ---: | ---: |"]
-    found = {(row["settings"], row["backend"]): row for row in document("dispatch")["rows"]}
-    for settings, label in (("tensors", "tensors, as from the plug-in"), ("numbers", "numbers")):
-        shown = (f"{1e6 * found[settings, backend]['median']:.1f}" for backend in ("nothing", "cpu"))
-        lines.append(f"| {label} | {' | '.join(shown)} |")
-    return "\n".join(lines) + "\n"
+HOST = (  # of a merging block: label, part, and the part before it, which it holds as well
+    ("inactive step: the hook, which reads one attribute", "inactive", "empty"),
+    ("active step: the hook, its rows and image tokens", "hook", "empty"),
+    ("NegToMe: grid, plan, arguments", "effect", "hook"),
+    ("the operator: checks, choice of the backend", "operator", "effect"),
+    ("the backend's arguments, no search", "backend", "operator"),
+    ("**all of a merging block**", "backend", "empty"),
+)
+IN_A_ROW = (
+    "hook, inactive", "hook, active, nothing to do", "negtome_, tensors", "negtome_, numbers", "negtome_, tensors, with kernels",
+    "nag_", "guide", "evidence", "NAG, a block", "DNG, the prediction", "DNG, the update",
+)  # fmt: skip
+
+
+def host() -> str:
+    """Microseconds before and now: median, and the least."""
+    whole = document("host")
+    found = {(row["case"], row["part"], row["code"]): row for row in whole["rows"]}
+
+    def shown(case: str, part: str, less: str | None = None) -> str:
+        cells = []
+        for code in ("before", "now"):
+            figures = [found[case, part, code][of] - (found[case, less, code][of] if less else 0) for of in ("median", "least")]
+            cells.append(" / ".join(f"{1e6 * figure:.1f}" for figure in figures))
+        return " | ".join(cells)
+
+    machine = whole["machine"]
+    rounds = whole["rows"][0]["rounds"]
+    lines = ["| in a model, us: median / least | FLUX: before | now | SDXL: before | now |", "| --- |" + " ---: |" * 4]
+    lines += [f"| {label} | {shown('flux', part, less)} | {shown('sdxl', part, less)} |" for label, part, less in HOST]
+    lines += ["", "| calls in a row, us: median / least | before | now |", "| --- | ---: | ---: |"]
+    lines += [f"| {part} | {shown('calls in a row', part)} |" for part in IN_A_ROW]
+    return "\n".join(lines) + (
+        f"\n\n{machine['processor']}, {machine['cores']} cores, python {whole['versions']['python']}, torch"
+        f" {whole['versions']['torch']}, {whole['date']}; {rounds} rounds.\n"
+    )
 
 
 GPU, OTHER = "h200", "h100-80gb-hbm3"  # whose results the docs show, and whose beside them
@@ -445,7 +478,7 @@ TABLES = {
     "methods": (ROOT / "docs" / "measured.md", methods),
     "end to end": (ROOT / "docs" / "measured.md", end_to_end),
     "targets": (ROOT / "docs" / "kernels.md", targets),
-    "dispatch": (ROOT / "docs" / "kernels-triton.md", dispatch),
+    "host": (ROOT / "docs" / "benchmarks.md", host),
     "gpu operator": (ROOT / "docs" / "measured.md", gpu_operator),
     "gpu denoisers": (ROOT / "docs" / "measured.md", gpu_denoisers),
     "gpu guidance": (ROOT / "docs" / "guidance-kernels.md", gpu_guidance),

@@ -23,6 +23,5 @@ def test_call(benchmark, study, case):
     for name in suite.left_out(DEVICE, study.everything):
         file.document["left_out"][name] = "takes minutes on a CPU; --all-cases has it"
     measured = benchmark.pedantic(suite.measure, (case, DEVICE), {"rounds": study.rounds(15)}, rounds=1)
-    skipped = {f"{case.name}: {name}": why for name, why in measured.left_out.items()}
-    file.add(measured.rows, measured.check, skipped)
+    suite.record(case, measured, file)
     benchmark.extra_info.update(dataclasses.asdict(measured.rows[0]))

@@ -47,7 +47,7 @@ def measure(case: Case, device: str, file: Results, rounds: int) -> dict[str, st
     file.add([], left_out={f"{case.name}: {name}": f"failed: {error}" for name, error in failed.items()})
     skip = [*case.choice.get("skip", ()), *failed]
     measured = suite.measure(dataclasses.replace(case, choice=case.choice | {"skip": skip}), device, rounds)
-    file.add(measured.rows, measured.check, {f"{case.name}: {name}": why for name, why in measured.left_out.items()})
+    suite.record(case, measured, file)
     print(table([dataclasses.asdict(row) for row in measured.rows]))
     return failed
 

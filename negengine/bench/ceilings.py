@@ -128,7 +128,9 @@ def _seconds(call: Callable[[], object], rounds: int) -> float:
 
 
 def nvml() -> dict[str, Any] | None:
-    """Clocks (MHz), power (mW), temperature (°C) and throttling of the current GPU; None without one or without nvidia-ml-py.
+    """Clocks (MHz), power (mW), temperature (°C), throttling and energy (mJ) of the current GPU.
+
+    None without one or without nvidia-ml-py.
 
     A reading that the driver refuses (in some virtual machines) is the text of its refusal.
     """
@@ -157,11 +159,28 @@ def nvml() -> dict[str, Any] | None:
             "power_mw": read(pynvml.nvmlDeviceGetPowerUsage, handle),
             "celsius": read(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
             "throttle_reasons": read(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
+            "energy_mj": read(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle),  # since the driver was loaded
         }
     except pynvml.NVMLError as refusal:
         return {"refused": str(refusal)}
     finally:
         pynvml.nvmlShutdown()
+
+
+REASONS = {  # bits of NVML's reasons, as nvml.h names them
+    0x2: "clocks set by an application",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "synchronised with other GPUs",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+
+
+def throttling(reasons: int | str) -> list[str]:
+    """Why a GPU runs slower than it could, in words; what the driver said if it refused to tell."""
+    return [reasons] if isinstance(reasons, str) else [text for bit, text in REASONS.items() if reasons & bit]
 
 
 def reading(device: str) -> tuple[Ceilings, dict[str, Any]]:

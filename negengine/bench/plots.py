@@ -11,33 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from negengine.bench.look import GREY, GRID, OURS, STYLES, seconds, style
+
 Document = Mapping[str, Any]
 
-# the palette of Okabe and Ito, told apart by marks as well
-STYLES = {
-    "release": ("#D55E00", "s"),
-    "release + compile": ("#D55E00", "D"),
-    "lean": ("#E69F00", "s"),
-    "lean + compile": ("#E69F00", "D"),
-    "gemm": ("#000000", "x"),
-    "flash-kmeans": ("#CC79A7", "P"),
-}
-OURS = (("#0072B2", "o"), ("#56B4E9", "^"), ("#009E73", "v"), ("#0072B2", "<"), ("#56B4E9", ">"), ("#009E73", "*"))
-GREY, GRID = "#666666", "#DDDDDD"
 TOP, BOTTOM = 0.55, 0.55  # inches for the title and the labels
-
-
-def style(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and mark of each variant; those of ours in their order."""
-    own = [name for name in variants if name not in STYLES]
-    return {name: STYLES[name] if name in STYLES else OURS[own.index(name) % len(OURS)] for name in variants}
-
-
-def seconds(value: float) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if value >= 0.9995 * scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
 
 
 def caption(document: Document) -> str:

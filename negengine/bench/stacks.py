@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -83,17 +82,13 @@ def _sites(module: nn.Module) -> Iterator[Site]:
             yield Site(name, name, "output")
 
 
-def _no_text(inputs: Mapping[str, Any]) -> int:
-    return 0
-
-
 # registered only while a stack is measured: users have no such model, and their error messages name none
 TRANSFORMER_BLOCKS = Family(
     name="SDXL's transformer blocks",
     component="blocks",
     pipelines=(),
     matches=lambda module: isinstance(module, TransformerBlocks),
-    tokens=Tokens(sites=_sites, text=_no_text, grids=lambda height, width: {}),
+    tokens=Tokens(sites=_sites, grids=lambda height, width: {}),
     latents=Latents(size=lambda inputs: None),
     conditioning=Conditioning(sample="sample", batched=("encoder_hidden_states",)),
     defaults={"negtome": {"alpha": 0.9, "threshold": 0.7, "timesteps": (0, 1000), "blocks": ("*",), "min_grid": 1}},

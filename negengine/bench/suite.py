@@ -15,6 +15,7 @@ from negengine import ops, reference
 from negengine.bench import ceilings as ceilings_
 from negengine.bench.ceilings import Ceilings
 from negengine.bench.memory import growth
+from negengine.bench.results import Results
 from negengine.bench.shapes import GATES, SCALING, SHAPES, Shape
 from negengine.bench.variants import ALPHA, THRESHOLD, Variant, dtype_name, usable, variants
 from negengine.interleave import Timing, interleave, interleave_graphs
@@ -104,19 +105,20 @@ class Measured:
     left_out: dict[str, str]
 
 
-def cases(device: str, everything: bool) -> list[Case]:
-    """Those of ``make bench``; all of them with ``everything``.
+def cases(device: str, everything: bool, shapes: Sequence[Shape] = ()) -> list[Case]:
+    """Those of ``make bench``; all of them with ``everything``; those of certain ``shapes``, if any are given.
 
-    Without, a CPU gets what two cores do in a few minutes. Compiled rivals run in bfloat16, at the smallest shape in each dtype.
+    Without both, a CPU gets what two cores do in a few minutes. Compiled rivals run in bfloat16, at the smallest shape in each
+    dtype.
     """
     gpu = device == "cuda"
     found = []
-    for shape in SHAPES.values():
+    for shape in shapes or SHAPES.values():
         for dtype in DTYPES[device]:
             for matching in MATCHINGS:
                 plain = matching == "paper"
                 small = shape.name == "sdxl-32"
-                if not (everything or gpu or small or (shape.name == "sdxl-64" and plain)):
+                if not (everything or shapes or gpu or small or (shape.name == "sdxl-64" and plain)):
                     continue
                 compiled = plain and (small or ((everything or gpu) and dtype == torch.bfloat16))
                 choice: dict[str, Any] = {"compiled": compiled}
@@ -124,10 +126,8 @@ def cases(device: str, everything: bool) -> list[Case]:
                     choice["backends"] = fused_backends(device, dtype)
                 found.append(Case(shape, dtype, matching, "half", choice))
     first = next(iter(SHAPES.values()))
-    found += [
-        Case(first, dtype, "paper", gate, {"compiled": False}) for dtype in DTYPES[device] for gate in GATES if gate != "half"
-    ]
-    return found
+    gates = [gate for gate in GATES if gate != "half"] if first in (shapes or [first]) else []
+    return found + [Case(first, dtype, "paper", gate, {"compiled": False}) for dtype in DTYPES[device] for gate in gates]
 
 
 def left_out(device: str, everything: bool) -> list[str]:
@@ -171,6 +171,11 @@ def measure(case: Case, device: str, rounds: int = 15, warmup: int = 2, memory: 
     grown = growth(case.shape, case.dtype, device, case.matching, **case.choice) if memory else {}
     rows = [_row(case, variant, found, timings, share, before, after, grown) for variant in found]
     return Measured(rows, {"case": case.name, "before": first, "after": last}, missing)
+
+
+def record(case: Case, measured: Measured, file: Results) -> None:
+    """Add a case to its file."""
+    file.add(measured.rows, measured.check, {f"{case.name}: {name}": why for name, why in measured.left_out.items()})
 
 
 @torch.no_grad()

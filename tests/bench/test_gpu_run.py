@@ -12,6 +12,9 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from typer.testing import CliRunner
+
+from negengine.cli import app
 
 TESTS = Path(__file__).parents[1]
 SCRIPT = TESTS.parent / "bench" / "gpu.py"
@@ -164,9 +167,22 @@ def test_every_part_has_sections_whose_files_are_there(part, tmp_path):
         assert s.unless is None or s.unless in [other.name for other in sections[: sections.index(s)]]
         for command in s.commands:
             files = [a for a in command if a.startswith(("tests/", "bench/"))]
-            files += [f"{a.replace('.', '/')}.py" for a in command if a.startswith("negengine.")]
-            assert files
+            modules = [SCRIPT.parents[1] / a.replace(".", "/") for a in command if a.startswith("negengine.")]
+            assert files or modules
             assert all((SCRIPT.parents[1] / file).exists() for file in files)
+            assert all(module.with_suffix(".py").exists() or (module / "__main__.py").exists() for module in modules)
+
+
+def test_whole_models_are_measured_eager_before_compiled(tmp_path):
+    """Of each the command accepts what it is given: it is rehearsed."""
+    sections = gpu.Plan(tmp_path, jobs=2).sections("models")
+    assert [("--compiled" in s.commands[0]) for s in sections] == [False, False, True, True]
+    for s in sections:
+        command = list(s.commands[0])
+        command[command.index("--device") + 1] = "cpu"
+        result = CliRunner().invoke(app, [*command[3:], "--rehearse"])
+        assert result.exit_code == 0, result.output
+        assert "4 images of 1024 x 1024" in result.output
 
 
 def test_the_fast_part_begins_with_the_shape_that_matters_most(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from negengine.kernels.cpu import library
 
-from negengine.bench import SHAPES, dispatch, interleave, suite
+from negengine.bench import SHAPES, interleave, suite
 from negengine.bench import ceilings as ceilings_
 from negengine.bench.ceilings import Ceilings, floor
 from negengine.bench.memory import CLEAR, growth
@@ -51,23 +51,6 @@ def test_percentiles(ten):
     assert ten.median == 5.5
     assert ten.percentile(10) == pytest.approx(1.9)
     assert ten.summary() == {"median": 5.5, "p10": pytest.approx(1.9), "p90": pytest.approx(9.1), "rounds": 10}
-
-
-def test_dispatch_is_measured_around_nothing_and_around_kernels(monkeypatch):
-    found = dispatch.measure("cpu", rounds=2, calls=3)
-    assert {(row["settings"], row["backend"]) for row in found} >= {("tensors", "nothing"), ("numbers", "nothing")}
-    assert all(0 < row["p10"] <= row["median"] <= row["p90"] < 0.1 for row in found)
-    counted = []
-    monkeypatch.setattr(dispatch, "IDLE", replace(dispatch.IDLE, run=counted.append))
-    dispatch.measure("cpu", rounds=2, calls=3)
-    assert len(counted) == 2 * (2 + 2) * 3  # both forms of settings, two rounds to warm up
-
-
-def test_after_dispatch_the_operator_is_measured_with_backends_of_users_only(small):
-    dispatch.measure("cpu", rounds=1, calls=1)
-    assert {backend for backend, _ in usable("cpu", torch.float32)} <= {"cpu", "torch"}
-    found, _ = suite.variants([small.inputs(torch.float32, "cpu")], "paper", compiled=False)
-    assert "nothing auto" not in [variant.name for variant in found]
 
 
 @pytest.mark.parametrize("gate, low, high", [("half", 0.3, 0.7), ("all", 1, 1), ("none", 0, 0)])

@@ -32,6 +32,7 @@ def test_the_tile_holds_within_and_not_after():
     assert tuning.match_config is usual
 
 
+@pytest.mark.exhaustive
 def test_a_call_runs_with_the_tile(tmp_path):
     """In the interpreter: rows of 16 queries are searched by a tile of 16 rows, and the result is that of the usual tile."""
     code = (

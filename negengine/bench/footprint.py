@@ -1,0 +1,211 @@
+"""What a forward of a denoiser needs, computed without running it: memory, operations, and where it would merge."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from negengine.bench import rivals
+from negengine.bench.architectures import Architecture, made_on
+from negengine.diffusers.effects.blocks import select
+from negengine.diffusers.families import Site, find_denoiser
+
+ROUNDED = 512  # bytes: torch's allocators hand out no less
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one forward with so many images.
+
+    Attributes:
+        weights: bytes of the denoiser.
+        peak: bytes at the most, weights and inputs among them, without a method. Ours adds its workspace to it.
+        published: the same, with the published algorithm in every place that merges.
+        flops: multiplications and additions of the forward.
+        search_flops: those of the search, in all places that merge.
+    """
+
+    weights: int
+    peak: int
+    published: int
+    flops: int
+    search_flops: int
+
+
+def footprint(architecture: Architecture, depth: tuple[int, int], size: int, images: int, dtype: torch.dtype) -> Footprint:
+    """Nothing is allocated: tensors have shapes alone. Attention is taken to be fused, as it is on a GPU and on a CPU.
+
+    Blocks alike need the same, so that each number grows by the same with every block of a kind. The memory beside the weights does
+    not grow: the next block uses it again.
+    """
+    needs = size, images, dtype
+    one, first, second = (_followed(architecture, layers, *needs) for layers in ((1, 1), (2, 1), (1, 2)))
+
+    def grown(number: Callable[[Footprint], int]) -> int:
+        steps = number(first) - number(one), number(second) - number(one)
+        return number(one) + (depth[0] - 1) * steps[0] + (depth[1] - 1) * steps[1]
+
+    weights = grown(lambda found: found.weights)
+    return Footprint(
+        weights=weights,
+        peak=weights + one.peak - one.weights,
+        published=weights + one.published - one.weights,
+        flops=grown(lambda found: found.flops),
+        search_flops=grown(lambda found: found.search_flops),
+    )
+
+
+@functools.cache
+def _followed(architecture: Architecture, depth: tuple[int, int], size: int, images: int, dtype: torch.dtype) -> Footprint:
+    """One forward, operator by operator."""
+    with torch.no_grad(), made_on("meta", dtype):
+        model, inputs = architecture.denoiser(depth), architecture.inputs(size, images)
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        given = [*model.parameters(), *model.buffers(), *(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))]
+        searches: list[int] = []
+        with _FusedAttention() as attention, _Live(given) as live, _published(model, size, images, live, searches):
+            model(**inputs, return_dict=False)
+    flops = live.flops + attention.flops
+    return Footprint(weights, live.peak, live.peak_within, flops, sum(searches))
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the tensors that operators have made and that are still held, and what the operators compute.
+
+    Attributes:
+        peak: the most bytes there were, outside of :meth:`within`. peak_within: there as well.
+    """
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        """``given``: what is there before."""
+        super().__init__()
+        self.bytes = self.peak = self.peak_within = self.flops = 0
+        self._known: set[int] = set()
+        self._within = False
+        for tensor in given:
+            self._hold(tensor.untyped_storage())
+
+    @contextmanager
+    def within(self) -> Iterator[None]:
+        """What is not part of the forward itself."""
+        self._within = True
+        try:
+            yield
+        finally:
+            self._within = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not self._within and function._overloadpacket in flop_registry:
+            self.flops += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._hold(value.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = -(-storage.nbytes() // ROUNDED) * ROUNDED
+        self._known.add(key)
+        self.bytes += size
+        self.peak_within = max(self.peak_within, self.bytes)
+        if not self._within:
+            self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention whose scores are never stored, which tensors without a device would not get."""
+
+    flops = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not nn.functional.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        query, key = (*args, *(kwargs or {}).values())[:2]
+        self.flops += 4 * query.numel() * key.shape[-2]
+        return torch.empty_like(query)
+
+
+@contextmanager
+def _published(model: nn.Module, size: int, images: int, live: _Live, searches: list[int]) -> Iterator[None]:
+    """The published algorithm runs in the places where the family merges, on groups of all images."""
+    _, family = find_denoiser(model)
+    settings = family.defaults["negtome"]
+    grids = family.tokens.grids(size // 8, size // 8)
+
+    def merge(x: Tensor) -> None:
+        tokens = max((count for count in grids if count <= x.shape[1]), default=0)  # text may come before them
+        if not tokens or min(grids[tokens]) < settings["min_grid"]:
+            return
+        with live.within():
+            for group in x[:, x.shape[1] - tokens :].split(images):
+                rivals.release(group, 0.9, 0.5)
+                searches.append(2 * (images - 1) * tokens**2 * x.shape[2])
+
+    def listener(site: Site) -> Callable[..., None]:
+        if site.where == "input":
+            return lambda module, args: merge(args[0])
+        return lambda module, args, output: merge(output[0] if isinstance(output, tuple) else output)
+
+    hooks = []
+    for site in select(list(family.tokens.sites(model)), settings["blocks"], family):
+        module, heard = model.get_submodule(site.path), listener(site)
+        hooks.append(module.register_forward_pre_hook(heard) if site.where == "input" else module.register_forward_hook(heard))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def free_bytes(device: str) -> int:
+    """Memory that a process can still have."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+
+
+def check_fits(architecture: Architecture, depth: tuple[int, int], size: int, images: int, dtype: torch.dtype, device: str) -> None:
+    """Raises ValueError: there is too little memory; names the largest depth, number of images and size that fit."""
+    free = free_bytes(device)
+
+    def fits(depth: tuple[int, int] = depth, size: int = size, images: int = images) -> bool:
+        return footprint(architecture, depth, size, images, dtype).published <= free
+
+    if fits():
+        return
+    whole = footprint(architecture, depth, size, images, dtype)
+    needed, small = whole.published, whole.weights <= free  # else no smaller picture helps
+    eighths = range(7, 0, -1)
+    depths = [(max(1, depth[0] * share // 8), max(1, depth[1] * share // 8)) for share in eighths]
+    sizes = [architecture.stride * max(1, size * share // 8 // architecture.stride) for share in eighths]
+    options = [
+        next((f"--depth {one[0]}+{one[1]}" for one in depths if fits(depth=one)), None),
+        next((f"--images {one}" for one in range(images - 1, 0, -1) if small and fits(images=one)), None),
+        next((f"--size {one}" for one in sizes if small and fits(size=one)), None),
+    ]
+    found = [option for option in options if option is not None]
+    would = f"what fits: {', or '.join(found)}" if found else "nothing of this model fits; free some memory"
+    raise ValueError(
+        f"{architecture.name} of depth {depth[0]}+{depth[1]} with {images} images of {size} x {size} needs {needed / 1e9:.1f} GB, "
+        f"and {free / 1e9:.1f} GB are free on {device}; {would}"
+    )
