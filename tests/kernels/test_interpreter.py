@@ -17,12 +17,13 @@ from negengine.kernels.triton import rows
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = "triton-cpu and (exact or (bfloat16-fp8 and not arithmetic) or (float32-int8 and (ordinary or test_match)))"
-# of that, what guards every change: the search and the whole call, in the dtypes that differ
-EXACT, CODES = "(float32-exact or bfloat16-exact)", "(bfloat16-fp8 or float32-int8)"
-SOME = f"triton-cpu and (({EXACT} and (test_match or in_place)) or ({CODES} and test_match))"
-OPERATORS = "triton-cpu and ((not opcheck and not bfloat16) or (opcheck and plain and float32-auto and not True-True))"
+# of that, what guards every change
+SOME = "triton-cpu and bfloat16-exact and (test_match or in_place)"
+OPERATORS = (
+    "triton-cpu and ((not opcheck and not bfloat16) or (opcheck and plain and float32-auto and not (True-True and in_place)))"
+)
 SOME_OPERATORS = "triton-cpu and not opcheck and bfloat16"
-OPCHECKS = "triton-cpu and opcheck and plain and float32-auto and True-True"
+OPCHECKS = "triton-cpu and opcheck and plain and float32-auto and True-True and in_place"
 OPERATOR_FILES = ["tests/ops/test_in_place.py", "tests/ops/test_torch_library.py"]
 GUIDANCE_FILES = ["tests/ops/test_guidance.py", "tests/ops/test_guidance_calls.py"]
 RUNS = {  # files, and which of their tests
@@ -36,10 +37,10 @@ RUNS = {  # files, and which of their tests
 }
 # run, which of its tests, examples of each property
 CONTRACTS = {"contract": (["tests/ops/test_contract.py"], CONTRACT)}
-GUARDED = ("kernels", "some of the contract", "operators and guidance in bfloat16")
-GUARDS = [(name, "not exhaustive", 2) for name in GUARDED]
-RUN_WHOLE = (("kernels", "exhaustive", 6), ("codes", "", 6), ("operators", "", 2), ("determinism", "", 2), ("contract", "", 4))
-EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (*RUN_WHOLE, ("guidance", "", 6))]
+GUARDS = [("some of the contract", "not exhaustive", 2)]
+RUN_WHOLE = (("kernels", "", 6), ("codes", "", 6), ("operators", "", 2), ("determinism", "", 2), ("contract", "", 4))
+IN_BFLOAT16 = ("operators and guidance in bfloat16", "not exhaustive", 2)
+EXHAUSTIVE = [pytest.param(*run, marks=pytest.mark.exhaustive) for run in (*RUN_WHOLE, ("guidance", "", 6), IN_BFLOAT16)]
 
 
 @pytest.mark.long
