@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from negengine import ops
     from negengine.diffusers.apply import apply, remove, status
+    from negengine.diffusers.attach import attach
     from negengine.diffusers.dnp import diffusion_negative_prompting
     from negengine.diffusers.dns import diffusion_negative_image
+    from negengine.diffusers.observers import observe
+    from negengine.diffusers.recording import record_bank
     from negengine.diffusers.report import Status
     from negengine.methods import (
         CADS,
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
         NegativePrompting,
         NegToMe,
         NormalizedAttentionGuidance,
+        ReferenceBank,
         ReferenceImage,
         SafeLatentDiffusion,
         SeedVariance,
@@ -33,24 +37,33 @@ __all__ = [
     "NegToMe",
     "NegativePrompting",
     "NormalizedAttentionGuidance",
+    "ReferenceBank",
     "ReferenceImage",
     "SafeLatentDiffusion",
     "SeedVariance",
     "Status",
     "__version__",
     "apply",
+    "attach",
     "diffusion_negative_image",
     "diffusion_negative_prompting",
+    "observe",
     "ops",
+    "record_bank",
     "remove",
     "status",
 ]
 
 # imported when first asked for: the operators and the kernels need torch and triton, and not the seconds that diffusers takes
-_MODULES = ("captioners", "diffusers", "methods", "ops", "reference")
+_MODULES = ("captioners", "diffusers", "methods", "ops", "prometheus", "reference")
 _HOMES = dict.fromkeys((name for name in __all__ if name[0].isupper()), "methods") | {"Status": "diffusers.report"}
 _HOMES |= dict.fromkeys(("apply", "remove", "status"), "diffusers.apply")
-_HOMES |= {"diffusion_negative_image": "diffusers.dns", "diffusion_negative_prompting": "diffusers.dnp"}
+_HOMES |= {
+    "observe": "diffusers.observers",
+    "diffusion_negative_image": "diffusers.dns",
+    "diffusion_negative_prompting": "diffusers.dnp",
+}
+_HOMES |= {"attach": "diffusers.attach", "record_bank": "diffusers.recording"}
 
 if not TYPE_CHECKING:  # a type checker would take it to mean that every name exists
 

@@ -18,10 +18,11 @@ def published(x, alpha, threshold, keep=None, pairs=None):
         if pairs is not None:
             s = s.masked_fill(~pairs[n], -torch.inf)
         best, source = s.max(dim=0)
-        merged = best > threshold
+        merged = best > (threshold[n] if isinstance(threshold, torch.Tensor) and threshold.ndim == 2 else threshold)
         if keep is not None:
             merged = merged & keep[n]
-        out.append(torch.where(merged[:, None], (1 + alpha) * x[n] - alpha * x[0][source], x[n]))
+        a = alpha[n] if isinstance(alpha, torch.Tensor) and alpha.ndim == 3 else alpha
+        out.append(torch.where(merged[:, None], (1 + a) * x[n] - a * x[0][source], x[n]))
     return torch.stack(out)
 
 
@@ -54,26 +55,87 @@ def test_dropout_draws_from_the_global_generator_as_published():
     assert not torch.equal(y, compat.negtome(x, threshold=0.1))
 
 
-@pytest.mark.parametrize("shape", ["pairs", "flat", "columns"])
-def test_masks_of_every_published_shape(shape):
+@pytest.mark.parametrize("shape", ["pairs", "flat", "one for all", "columns"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+def test_masks_of_every_shape(shape, dtype):
     x = correlated()
     columns = torch.rand(37, generator=torch.Generator().manual_seed(1)) > 0.5
     pairs = columns.expand(3, 37, 37)
-    mask = {"pairs": pairs, "flat": pairs.reshape(-1, 37).float(), "columns": columns}[shape]
-    y = compat.negtome(x, threshold=0.1, mask=mask)
+    mask = {"pairs": pairs, "flat": pairs.reshape(-1, 37), "one for all": pairs[0], "columns": columns}[shape].to(dtype)
+    y = compat.negtome(x, threshold=0.1, mask=mask * 3 if dtype != torch.bool else mask)
     assert torch.equal(y[1:], published(x, 0.5, 0.1, pairs=pairs)[1:])
     assert torch.equal(y[:, ~columns], x[:, ~columns])
 
 
-def test_a_mask_that_differs_by_row_is_kept_to():
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_mask_that_differs_by_row_is_kept_to(images):
     x = correlated()
-    pairs = torch.rand(3, 37, 37, generator=torch.Generator().manual_seed(2)) > 0.8
-    assert torch.equal(compat.negtome(x, threshold=0.1, mask=pairs), published(x, 0.5, 0.1, pairs=pairs))
+    pairs = torch.rand(images, 37, 37, generator=torch.Generator().manual_seed(2)) > 0.8
+    given = pairs if images > 1 else pairs[0]
+    expected = published(x, 0.5, 0.1, pairs=pairs.expand(3, 37, 37))
+    assert torch.equal(compat.negtome(x, threshold=0.1, mask=given), expected)
+    assert torch.equal(compat.negtome(x, threshold=0.1, mask=given.reshape(-1, 37)), expected)
 
 
-def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"mask must have shape \[37\]"):
-        compat.negtome(correlated(), mask=torch.ones(5, 37))
+@pytest.mark.parametrize("shape", [(5, 37), (36,), (2, 37, 37), (3, 37), (37, 37, 37)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"mask must have shape \[37\], \[37, 37\], \[111, 37\] or \[3, 37, 37\], got"):
+        compat.negtome(correlated(), mask=torch.ones(shape))
+
+
+def test_arguments_by_their_published_names():
+    x = correlated()
+    expected = published(x, 0.3, 0.2)
+    y = compat.negtome(hidden_states_orig=x, alpha=0.3, threshold=0.2, dropout=0.0, mask=None)
+    assert torch.equal(y[1:], expected[1:])
+
+
+@pytest.mark.parametrize("threshold", [1.5, float("inf"), -1.5, float("-inf"), torch.tensor(0.8), torch.tensor([[[0.8]]])])
+@pytest.mark.parametrize("masked", [False, True])
+def test_thresholds_beyond_every_cosine_and_of_one_number(threshold, masked):
+    """Everything is merged, or nothing."""
+    x = correlated()
+    pairs = torch.rand(3, 37, 37, generator=torch.Generator().manual_seed(2)) > 0.5 if masked else None
+    y = compat.negtome(x, threshold=threshold, mask=pairs)
+    limit = float(threshold)
+    assert torch.equal(y[1:], published(x, 0.5, limit, pairs=pairs)[1:])
+    assert torch.equal(y, x) == (limit > 1)
+    assert bool((y[1:] != x[1:]).any(-1).all()) == (limit < -1)
+
+
+def test_a_threshold_for_each_token():
+    x = correlated()
+    threshold = torch.rand(3, 37, generator=torch.Generator().manual_seed(4))
+    y = compat.negtome(x, threshold=threshold)
+    assert torch.allclose(y[0], x[0])
+    assert torch.equal(y[1:], published(x, 0.5, threshold)[1:])
+
+
+def test_alphas_as_tensors():
+    x = correlated()
+    generator = torch.Generator().manual_seed(4)
+    for shape in [(), (1,), (1, 1, 1), (3, 1, 1), (1, 37, 1), (3, 37, 1), (24,), (3, 37, 24)]:
+        alpha = torch.rand(shape, generator=generator)
+        y = compat.negtome(x, alpha=alpha, threshold=0.1)
+        assert torch.equal(y[1:], published(x, alpha.expand(x.shape), 0.1)[1:]), shape
+
+
+@pytest.mark.parametrize("wanted", ["x", "alpha"])
+def test_gradients(wanted):
+    """The release is differentiable, and some train through it."""
+    x, alpha = correlated(), torch.tensor(0.4)
+    gradients = []
+    for rule in (compat.negtome, lambda x, alpha, threshold: published(x, alpha, threshold)):
+        inputs = {"x": x.clone(), "alpha": alpha.clone()}
+        inputs[wanted].requires_grad_()
+        y = rule(inputs["x"], inputs["alpha"], 0.1)
+        y[1:].square().sum().backward()
+        gradients.append(inputs[wanted].grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0
+    with torch.no_grad():
+        y = compat.negtome(x.requires_grad_(), alpha, 0.1)
+    assert not y.requires_grad
 
 
 # --- pipelines ---------------------------------------------------------------------------------------------------
@@ -95,7 +157,7 @@ def sdxl():
 
 def draw(pipe, **kwargs):
     size = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "latent"}
-    if isinstance(pipe, compat.FluxPipeline):
+    if isinstance(pipe, diffusers.FluxPipeline):
         size["max_sequence_length"] = 16
     generator = torch.Generator().manual_seed(0)
     return pipe(["a handwritten 3", "a digit"], num_images_per_prompt=2, generator=generator, **size, **kwargs).images
@@ -184,17 +246,40 @@ def test_more_blocks_than_the_model_has(flux):
     assert torch.equal(
         draw(flux, use_negtome=True, negtome_args=FLUX_ARGS | {"num_joint_blocks": 19, "num_single_blocks": 38}), everywhere
     )
-    with pytest.raises(ValueError, match="leave no block"):
-        draw(flux, use_negtome=True, negtome_args={"num_joint_blocks": 0, "num_single_blocks": 0})
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, 2.0])
+@pytest.mark.parametrize("dropout", [-0.1, 1.1, float("nan"), torch.ones(2)])
 def test_dropout_is_a_share(dropout):
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"dropout must (lie in \[0, 1\]|be a number|be one number)"):
         compat.negtome(torch.randn(2, 5, 4), dropout=dropout)
 
 
-@pytest.mark.parametrize("bad", [{"alpha": float("nan")}, {"threshold": 3.0}])
-def test_settings_are_checked_with_a_mask_of_pairs_too(bad):
-    with pytest.raises(ValueError, match=r"alpha|threshold"):
-        compat.negtome(torch.randn(2, 5, 4), mask=torch.ones(2, 5, 5), **bad)
+def test_dropout_of_all_tokens_merges_nothing_and_draws():
+    x = correlated()
+    torch.manual_seed(5)
+    torch.rand(3, 37)
+    after = torch.rand(())
+    torch.manual_seed(5)
+    assert torch.equal(compat.negtome(x, threshold=-1.0, dropout=1.0), x)
+    assert torch.rand(()) == after
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 5, 5)])
+@pytest.mark.parametrize(
+    "bad,error,message",
+    [
+        ({"alpha": float("nan")}, ValueError, "alpha must be a finite number, got nan"),
+        ({"alpha": float("inf")}, ValueError, "alpha must be a finite number, got inf"),
+        ({"alpha": "1"}, TypeError, "alpha must be a number, got '1'"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be a number, got nan"),
+        ({"threshold": None}, TypeError, "threshold must be a number, got None"),
+    ],
+)
+def test_settings_are_checked(bad, error, message, mask):
+    with pytest.raises(error, match=message):
+        compat.negtome(torch.randn(2, 5, 4), mask=mask, **bad)
+
+
+def test_tokens_have_three_dimensions():
+    with pytest.raises(ValueError, match=r"hidden_states_orig must have shape \[N, T, D\], got \[5, 4\]"):
+        compat.negtome(torch.randn(5, 4))

@@ -14,13 +14,14 @@ import negengine
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = (
-    "PIL", "accelerate", "diffusers", "flash_kmeans", "hypothesis", "matplotlib", "mlxtend", "peft", "pytest_benchmark", "pynvml",
-    "rich", "safetensors", "sklearn", "tokenizers", "tqdm", "transformers", "typer", "xformers",
+    "PIL", "accelerate", "diffusers", "flash_kmeans", "hypothesis", "jsonschema", "matplotlib", "mlxtend", "peft",
+    "pytest_benchmark", "pynvml", "rich", "safetensors", "sklearn", "tokenizers", "tqdm", "transformers", "typer", "xformers",
 )  # fmt: skip
 LIGHT = (
     "negengine", "negengine.bench", "negengine.bench.calls", "negengine.bench.tiles", "negengine.bench.verdicts",
-    "negengine.environment", "negengine.kernels.cpu.library", "negengine.kernels.eager", "negengine.kernels.triton.launch",
-    "negengine.methods", "negengine.models", "negengine.ops", "negengine.ops.prove", "negengine.reference",
+    "negengine.diffusers", "negengine.diffusers.apply", "negengine.environment",
+    "negengine.kernels.cpu.library", "negengine.kernels.eager", "negengine.kernels.triton.launch", "negengine.methods",
+    "negengine.models", "negengine.ops", "negengine.ops.prove", "negengine.reference",
 )  # fmt: skip
 
 LOADS = f"""

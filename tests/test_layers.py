@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = (("bench", "cli"), ("diffusers", "metrics", "models"), ("captioners", "methods"), ("ops",), ("kernels",))
+LAYERS = (
+    ("cli", "compat"),
+    ("bench", "evaluate"),
+    ("diffusers", "metrics", "models"),
+    ("captioners", "methods"),
+    ("ops",),
+    ("kernels",),
+)
 LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
 
 

@@ -83,6 +83,10 @@ def test_checkpoints_travel(wheel):
     assert {p.relative_to(ROOT).as_posix() for p in files} <= set(names)
 
 
+def test_what_the_benchmarks_read_travels(wheel):
+    assert {"negengine/bench/report.html.j2", "negengine/bench/schema.json"} <= set(wheel[1])
+
+
 def test_the_version_is_said_once(wheel):
     name, _ = wheel
     assert name.startswith(f"negengine-{negengine.__version__}-")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from negengine.methods import KINDS, Method
+from negengine.methods.base import check_owners
 from negengine.methods.plain import as_plain, from_plain
 
 NONE = "none"
@@ -27,6 +28,7 @@ METHODS_OF_THE_FINAL_RUN = (
 )
 SET_HELP = "A setting of a method, NAME.KEY=VALUE; repeatable. VALUE is read as JSON, or else as text."
 AVOID_HELP = "What the method that avoids a prompt is to avoid: dng, negative-prompting, sld or nag."
+ONE_FOR_EACH = " Repeatable: one text for all prompts, or one for each."
 
 
 def choose(
@@ -35,7 +37,7 @@ def choose(
     methods: Sequence[str] = (),
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
-    avoid: str | None = None,
+    avoid: Sequence[str] = (),
     filed: Sequence[Mapping[str, Any]] | None = None,
     filed_seed: object = None,
     group_size: int | None = None,
@@ -48,7 +50,7 @@ def choose(
         methods: ``NAME`` or ``NAME:PRESET``; those of ``filed`` if empty, and NegToMe without any.
         sets: ``NAME.KEY=VALUE``.
         flags: flag -> value, for the settings of NegToMe that have a flag.
-        avoid: prompt of the one method that avoids a prompt.
+        avoid: of the one method that avoids a prompt: a text for all prompts of the call, or one for each.
         filed: methods in the form of :mod:`negengine.methods.plain`.
         filed_seed: of the file's call: where a filed method has the same, it follows ``seed``.
         group_size: of NegToMe, where the call does not tell it.
@@ -58,6 +60,7 @@ def choose(
     """
     of_file = _by_name(filed or ())
     asked = _asked(methods) if methods else dict.fromkeys(of_file if filed is not None else ["negtome"])
+    check_owners(APPLIED[name] for name in asked)
     told = _told(asked, sets, flags or {}, avoid)
     chosen = []
     for name, preset in asked.items():
@@ -66,6 +69,18 @@ def choose(
         named = APPLIED[name].presets[preset] if preset else {}
         chosen.append(_made(name, {**_model_own(model, name), **follows, **own, **named, **told[name]}))
     return chosen
+
+
+def one_or_each(texts: Sequence[str]) -> str | list[str]:
+    """A flag that may be repeated: one text is for all prompts."""
+    return texts[0] if len(texts) == 1 else list(texts)
+
+
+def one_text(flag: str, texts: Sequence[str] | None) -> str | None:
+    """A flag that may be given once. Raises ValueError for several texts, of which click itself would drop all but the last."""
+    if texts and len(texts) > 1:
+        raise ValueError(f"--{flag} is given {len(texts)} times; this command takes one text, for all prompts")
+    return texts[0] if texts else None
 
 
 def negtome_flags(
@@ -124,7 +139,7 @@ def _known(name: object) -> None:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(APPLIED)}")
 
 
-def _told(asked: Iterable[str], sets: Sequence[str], flags: Mapping[str, Any], avoid: str | None) -> dict[str, dict[str, Any]]:
+def _told(asked: Iterable[str], sets: Sequence[str], flags: Mapping[str, Any], avoid: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Method -> settings that flags name."""
     told: dict[str, dict[str, Any]] = {name: {} for name in asked}
     for text in sets:
@@ -141,11 +156,11 @@ def _told(asked: Iterable[str], sets: Sequence[str], flags: Mapping[str, Any], a
         if flag in told["negtome"]:
             raise ValueError(f"--{flag} and --set negtome.{flag} say the same; drop one")
         told["negtome"][flag] = value
-    if avoid is not None:
+    if avoid:
         name = _avoider(told)
         if AVOIDED[name] in told[name]:
             raise ValueError(f"--avoid and --set {name}.{AVOIDED[name]} say the same; drop one")
-        told[name][AVOIDED[name]] = avoid
+        told[name][AVOIDED[name]] = one_or_each(avoid)
     return told
 
 

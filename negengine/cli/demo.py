@@ -18,6 +18,7 @@ from rich.table import Table
 
 from negengine import metrics
 from negengine.cli.errors import one_line_errors
+from negengine.cli.quiet import quiet_libraries
 from negengine.cli.sheet import Row, sheet, stack
 from negengine.diffusers.families import with_family_defaults
 from negengine.environment import machine, versions
@@ -64,6 +65,7 @@ def _measure(name: str, groups: int, seed: int, advance: Any) -> tuple[dict[str,
     """Numbers of a model without and with NegToMe, and its rows; the two are drawn in turn."""
     from negengine import apply, models, remove, status
 
+    quiet_libraries()
     pipe, classifier = models.load(name), models.load_classifier()
     settings = models.negtome_preset(name)
     prompts = list(models.PROMPTS[:groups])

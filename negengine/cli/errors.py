@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
+UsageError: Any = typer.BadParameter.__base__  # of typer's click, which is a package of its own or a part of typer
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -21,7 +23,31 @@ def one_line_errors(command: Command) -> Command:
         except typer.Exit:  # a RuntimeError, but the command's own word
             raise
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-            typer.secho(f"error: {' '.join(str(error).split())}", fg=typer.colors.RED, err=True)
+            _print(_text(error))
             raise typer.Exit(2) from error
 
     return run  # type: ignore[return-value]
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose flags, where they cannot be read, end in the same one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            if not error.message:  # no command was given: that is answered with the help
+                raise
+            _print(error.format_message())
+            raise typer.Exit(2) from error
+
+
+def _print(text: str) -> None:
+    typer.secho(f"error: {' '.join(text.split())}", fg=typer.colors.RED, err=True)
+
+
+def _text(error: Exception) -> str:
+    """Without the number that the system gives an error of a file."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

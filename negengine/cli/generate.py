@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 from negengine import png
-from negengine.cli.choice import AVOID_HELP, METHOD_HELP, SET_HELP, choose, negtome_flags
+from negengine.cli.choice import AVOID_HELP, METHOD_HELP, ONE_FOR_EACH, SET_HELP, choose, negtome_flags, one_or_each
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import SCHEDULER_HELP, check_device, load
 from negengine.cli.runs import Run, call_of, changes, read_file, read_picture
-from negengine.cli.words import in_flags, put_on
+from negengine.cli.words import counted, in_flags, put_on
 from negengine.environment import machine, versions
 
 DEFAULTS = {"count": 4, "seed": 0, "dtype": "float32", "device": "cpu"}
@@ -45,14 +45,15 @@ def generate(
     width: Annotated[int | None, typer.Option(min=8, help="In pixels.", rich_help_panel=PIPELINE)] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance_scale.", rich_help_panel=PIPELINE)] = None,
     true_cfg: Annotated[
-        float | None, typer.Option(help="true_cfg_scale (FLUX), with --negative-prompt.", rich_help_panel=PIPELINE)
+        float | None, typer.Option(help="true_cfg_scale (FLUX.1, Qwen-Image), with --negative-prompt.", rich_help_panel=PIPELINE)
     ] = None,
     negative_prompt: Annotated[
-        str | None, typer.Option(help="Text to avoid by the pipeline's own guidance.", rich_help_panel=PIPELINE)
+        list[str] | None,
+        typer.Option(help=f"Text to avoid by the pipeline's own guidance.{ONE_FOR_EACH}", rich_help_panel=PIPELINE),
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help=METHOD_HELP, rich_help_panel=METHODS)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, rich_help_panel=METHODS)] = None,
-    avoid: Annotated[str | None, typer.Option(help=AVOID_HELP, rich_help_panel=METHODS)] = None,
+    avoid: Annotated[list[str] | None, typer.Option(help=AVOID_HELP + ONE_FOR_EACH, rich_help_panel=METHODS)] = None,
     alpha: Annotated[float | None, typer.Option(help="How far tokens are pushed.", rich_help_panel=NEGTOME)] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Least cosine of a pushed token, in [-1, 1].", rich_help_panel=NEGTOME)
@@ -89,7 +90,7 @@ def generate(
         "width": width,
         "guidance_scale": guidance,
         "true_cfg_scale": true_cfg,
-        "negative_prompt": negative_prompt,
+        "negative_prompt": one_or_each(negative_prompt) if negative_prompt else None,
     }
     of_negtome = negtome_flags(alpha, threshold, timesteps, reference, mask)
     first_seed = basis["seed"] if isinstance(basis["seed"], int) else basis["seed"][0]
@@ -97,12 +98,12 @@ def generate(
         **basis,
         call=call_of(basis["model"], filed.get("call", {}), picture is not None, call),
         methods=choose(
-            basis["model"], first_seed, method or [], set_ or [], of_negtome, avoid, filed.get("methods"), filed.get("seed")
+            basis["model"], first_seed, method or [], set_ or [], of_negtome, avoid or [], filed.get("methods"), filed.get("seed")
         ),
     )
     run.check()
-    files = _files(output or Path("out/like" if like else "out/generate"), run)
     check_device(run.device)
+    files = _files(output or Path("out/like" if like else "out/generate"), run)
     if like and picture:
         _repeat(run, files, like, picture)
     else:
@@ -160,7 +161,7 @@ def draw(run: Run, files: list[Path]) -> tuple[list[Image.Image], dict[str, Any]
     for report in reports:
         if report.idle_reason is None:  # a run that changed nothing has warned already
             console.print(str(report), soft_wrap=True, highlight=False)
-    console.print(f"{len(files)} images in {files[0].parent}", soft_wrap=True)
+    console.print(f"{counted(len(files), 'image')} in {files[0].parent}", soft_wrap=True)
     return images, plain
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from negengine.cli.quiet import quiet_libraries
+
 SCHEDULER_HELP = "A sampler of diffusers by its class, as EulerAncestralDiscreteScheduler; the pipeline's own if left out."
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -76,10 +78,27 @@ def _flows(scheduler: Any) -> bool:
 def _pipeline(model: str, dtype: str, device: str) -> Any:
     from negengine import models
 
+    quiet_libraries()
     if model in models.NAMES:
         return models.load(model, DTYPES[dtype], device)
     if not Path(model).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise ValueError(f"--model {model} is no folder, no hub id (owner/name) and no embedded model ({', '.join(models.NAMES)})")
     from diffusers import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(model, dtype=DTYPES[dtype]).to(device)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=DTYPES[dtype])
+    except OSError as error:
+        if Path(model).exists():
+            raise
+        first: BaseException = error  # diffusers sends to a traceback, which one line has not
+        while first.__cause__ or first.__context__:
+            first = first.__cause__ or first.__context__  # type: ignore[assignment]
+        raise ValueError(
+            f"--model {model} is no folder, and cannot be fetched from the hub under that name: {_first_line(first)}; check the "
+            "name, the network, and whether the model wants a login (hf auth login)"
+        ) from error
+    return pipe.to(device)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)

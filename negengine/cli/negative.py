@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from negengine.cli.choice import AVOID_HELP, METHODS_OF_THE_FINAL_RUN, SET_HELP, choose
+from negengine.cli.choice import AVOID_HELP, METHODS_OF_THE_FINAL_RUN, SET_HELP, choose, one_text
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import SCHEDULER_HELP, check_device, check_dtype, load, preset
 from negengine.cli.runs import Run
@@ -47,18 +47,19 @@ def negative(
         float | None, typer.Option(help="Scale of both runs, above 1: guidance_scale, or true_cfg_scale on FLUX.")
     ] = None,
     negative_guidance: Annotated[float | None, typer.Option(help="Scale of the negative image, if it is another.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="Text to avoid, beside the caption.")] = None,
+    negative_prompt: Annotated[list[str] | None, typer.Option(help="Text to avoid, beside the caption.")] = None,
     height: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="In pixels.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     method: Annotated[list[str] | None, typer.Option(help=METHODS_OF_THE_FINAL_RUN)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)] = None,
-    avoid: Annotated[str | None, typer.Option(help=AVOID_HELP)] = None,
+    avoid: Annotated[list[str] | None, typer.Option(help=AVOID_HELP)] = None,
     nag: Annotated[bool, typer.Option("--nag", help=NAG_HELP)] = False,
 ) -> None:
     """Draw what a prompt is least like, caption it, and draw the prompt with that caption as negative prompt (DNP)."""
     from negengine.captioners import CaptionCache
+    from negengine.diffusers.branches import parameters
     from negengine.diffusers.dnp import diffusion_negative_prompting, files, final_call
     from negengine.diffusers.families import find_denoiser
     from negengine.methods import DiffusionNegativePrompt
@@ -66,23 +67,29 @@ def negative(
     for name, scale in (("guidance", guidance), ("negative-guidance", negative_guidance)):
         if scale is not None and not (math.isfinite(scale) and scale > 1):
             raise ValueError(f"--{name} must be above 1, got {scale:g}: at 1 there is no negative branch")
+    of_pipeline, of_method = one_text("negative-prompt", negative_prompt), one_text("avoid", avoid)
     check_dtype(dtype)
     check_device(device)
     seeds = range(seed, seed + count)
     taken = [f for p, text in enumerate(prompt) for s in seeds for f in files(output, p, text, s) if f.exists()]
     if taken:
         raise ValueError(f"{taken[0]} exists; choose another --output or --seed, or remove it")
-    methods, avoid_with = _chosen(model, seed, method or [], set_ or [], avoid, count, nag)
+    methods, avoid_with = _chosen(model, seed, method or [], set_ or [], of_method, count, nag)
     settings = DiffusionNegativePrompt(
-        captioner=_captioner(captioner, captioner_prompt, model, device), guidance=negative_guidance, avoid_with=avoid_with
+        captioner=captioner_named(captioner, captioner_prompt, model, device), guidance=negative_guidance, avoid_with=avoid_with
     )
     console = Console()
     pipe = load(model, dtype, device, scheduler)
+    if not nag and "negative_prompt" not in parameters(pipe):
+        raise ValueError(
+            f"{type(pipe).__name__} takes no negative prompt as text, so a picture's file could not tell how to repeat it; give "
+            "--nag, or call negengine.diffusion_negative_prompting in Python"
+        )
     conditioning = find_denoiser(pipe)[1].conditioning
     given = {"num_inference_steps": steps, "height": height, "width": width, conditioning.scale: guidance}
     call = preset(model, count) | {name: value for name, value in given.items() if value is not None}
-    if negative_prompt is not None:
-        call["negative_prompt"] = negative_prompt
+    if of_pipeline is not None:
+        call["negative_prompt"] = of_pipeline
     instead = "leave it out: true CFG is what avoids the caption (--nag avoids it without)"
     put_on(pipe, methods, {} if nag else {"negative_prompt": "", **call}, instead)
     cache = CaptionCache(output / "captions", model=model)
@@ -107,18 +114,20 @@ def _chosen(
     """The methods that are applied to the pipeline, and the settings of NAG if it is to avoid the caption."""
     from negengine.methods import NormalizedAttentionGuidance
 
+    avoided = [] if avoid is None else [avoid]
     if not nag:
-        return choose(model, seed, method or ["none"], sets, avoid=avoid, group_size=count), None
+        return choose(model, seed, method or ["none"], sets, avoid=avoided, group_size=count), None
     if any(name.partition(":")[0] == "nag" for name in method):
         raise ValueError("--nag is NAG away from the caption; drop --method nag, and give a text of your own as --negative-prompt")
     of_nag = [text for text in sets if text.startswith("nag.")]
-    others = choose(model, seed, method or ["none"], [text for text in sets if text not in of_nag], avoid=avoid, group_size=count)
+    others = choose(model, seed, method or ["none"], [text for text in sets if text not in of_nag], avoid=avoided, group_size=count)
     (settings,) = choose(model, seed, ["nag"], of_nag)
     assert isinstance(settings, NormalizedAttentionGuidance)
     return others, settings
 
 
-def _captioner(name: str, prompt: str | None, model: str, device: str) -> Any:
+def captioner_named(name: str, prompt: str | None, model: str, device: str) -> Any:
+    """Who captions. Raises ValueError for a name that is no captioner, or one that cannot caption this model's pictures here."""
     from negengine import models
     from negengine.captioners import ImageToText, Person
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from negengine import png
+from negengine.cli.choice import WORDS
 from negengine.cli.loading import check_dtype, preset
+from negengine.cli.words import counted
 from negengine.diffusers.families import with_family_defaults
 from negengine.environment import machine, versions
 from negengine.methods import Method
@@ -87,8 +89,12 @@ class Run:
         if not isinstance(self.seed, int) and len(self.seed) != self.images:
             raise ValueError(f"{len(self.seed)} seeds for {self.images} images; give one --seed, or one for each in the file")
         negative = self.call.get("negative_prompt")
-        if isinstance(negative, list | tuple) and len(negative) != len(self.prompt):
-            raise ValueError(f"{len(negative)} negative prompts for {len(self.prompt)} prompts; give one, or one for each")
+        given = [("negative prompts", negative)]
+        for settings in self.methods:
+            given += [(f"texts of {settings.name}.{name}", getattr(settings, name, None)) for name in sorted(WORDS)]
+        for what, texts in given:
+            if isinstance(texts, list | tuple) and len(texts) != len(self.prompt):
+                raise ValueError(f"{len(texts)} {what} for {counted(len(self.prompt), 'prompt')}; give one, or one for each")
 
 
 def call_of(model: str, filed: Mapping[str, Any], complete: bool, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,11 @@ FLAGS = {
 }
 
 
+def counted(number: int, thing: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 @contextmanager
 def in_flags(methods: Sequence[Method], flags: Mapping[str, str] = FLAGS) -> Iterator[None]:
     """TypeError and ValueError that are raised inside become a ValueError that names flags."""
@@ -53,11 +58,17 @@ def translated(text: str, methods: Sequence[Method], samplers: Sequence[str] = (
     return text
 
 
-def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instead: str = "give --true-cfg 1") -> None:
+def put_on(
+    pipe: Any,
+    methods: Sequence[Method],
+    call: Mapping[str, Any],
+    instead: str = "give --true-cfg 1",
+    flags: Mapping[str, str] = FLAGS,
+) -> None:
     """``apply`` for a call; raises one ValueError with all flags that are wanting.
 
     Args:
-        instead: what to give where the call's true CFG is in a method's way.
+        instead: what to give where the call's true CFG is in a method's way. flags: by argument of the pipeline's call.
     """
     from negengine import apply
 
@@ -66,7 +77,7 @@ def put_on(pipe: Any, methods: Sequence[Method], call: Mapping[str, Any], instea
         try:
             apply(pipe, *methods)
         except (TypeError, ValueError) as error:
-            faults.append(translated(str(error), methods, fitting(pipe.scheduler)))
+            faults.append(translated(str(error), methods, fitting(pipe.scheduler), flags))
     faults += _beside_true_cfg(pipe, methods, call, instead)
     if faults:
         raise ValueError("; and ".join(faults))
@@ -85,7 +96,7 @@ def _beside_true_cfg(pipe: Any, methods: Sequence[Method], call: Mapping[str, An
         try:
             EFFECTS[type(settings)](settings, family, denoiser).second_prompts()
         except ValueError:
-            guided = [s.name for s in methods if hasattr(s, "cfg")] if "--true-cfg" in instead else []
+            guided = [s.name for s in methods if hasattr(s, "cfg")] if "true_cfg" in instead.replace("-", "_") else []
             ways = " ".join([instead, *(f"--set {name}.cfg={scale:g}" for name in guided)])
             return [f"{settings.title} cannot act beside true CFG (scale {scale:g}), which calls the denoiser twice; {ways}"]
     return []

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
+from negengine.diffusers.compiled import prepare
+from negengine.diffusers.described import check_names
 from negengine.diffusers.effect import Effect
 from negengine.diffusers.effects import EFFECTS
 from negengine.diffusers.families import Family, find_denoiser
+from negengine.diffusers.families.family import is_a
+from negengine.diffusers.fingerprint import dtype_of
 from negengine.diffusers.report import Status
-from negengine.diffusers.session import Session
-from negengine.methods.base import Method
+from negengine.diffusers.session import Session, modules_at
+from negengine.methods.base import Method, check_owners
 
 logger = logging.getLogger("negengine")
 Target = TypeVar("Target")
+Acting = TypeVar("Acting", bound=Effect[Any])
 
-_sessions: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
+_sessions: weakref.WeakKeyDictionary[nn.Module, list[Session]] = weakref.WeakKeyDictionary()  # of its pipelines, or of itself
+_ends: weakref.WeakKeyDictionary[nn.Module, Callable[[], None]] = weakref.WeakKeyDictionary()  # see :func:`when_removed`
 _driven: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()  # by pipeline
 
 
 def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
     """Put methods on a pipeline or a denoiser, beside those that are there. Only this instance changes.
 
+    Pipelines that share a denoiser (``from_pipe``) have each their own methods, which act in their own calls. Methods on the
+    denoiser itself act in all calls, and take the place of those on pipelines.
+
     A method of a kind that is there already takes its place. Conditioning is edited before rows are joined, tokens are
     changed in the order in which the methods were applied, and at most one method decides the prediction.
 
-    What a callback applies in the middle of a pipeline's call begins with the next call, also other settings of what is there.
-    The other methods go on.
+    What a callback applies in the middle of a pipeline's call, also other settings of what is there, acts from the next step on.
+    If nothing was applied when the call began, nobody heard its prompts, and it begins with the next call.
 
     Args:
         target: a diffusers pipeline, or its denoiser. For a denoiser, give ``NegToMe(group_size=...)`` and either the
@@ -50,20 +58,26 @@ def apply(target: Target, *methods: Method, scheduler: Any = None) -> Target:
     _check_methods(methods)
     denoiser, family = find_denoiser(target)
     _check_target(target, family)
+    check_names(family, denoiser)
     pipe = None if isinstance(target, nn.Module) else target
     if pipe is not None and scheduler is not None:
         raise ValueError("a pipeline's own scheduler is followed; `scheduler` is for a bare denoiser")
     for settings in methods:
+        _check_rows(target, family, settings)
         EFFECTS[type(settings)].check(settings, family, pipe, scheduler)
-    there = _effects_of(target, denoiser)
-    if pipe is None and scheduler is None and set(there) - {type(settings) for settings in methods}:
-        scheduler = _sessions[denoiser].scheduler  # of those that stay
+    session = _own(target, denoiser)
+    there = _effects_of(session)
+    if session is not None and pipe is None and scheduler is None and set(there) - {type(settings) for settings in methods}:
+        scheduler = session.scheduler  # of those that stay
     unscheduled = pipe is None and scheduler is None
     effects = there | {type(s): EFFECTS[type(s)](s, family, denoiser, unscheduled) for s in methods}
-    _check_owners(effects)
+    check_owners(effects)
+    modules_at(denoiser, (site for effect in effects.values() for site in effect.sites()))
     devices = {parameter.device for parameter in denoiser.parameters()}
     for settings in methods:
-        effects[type(settings)].prove(devices, _dtype(denoiser), denoiser)
+        effects[type(settings)].prove(devices, dtype_of(denoiser), denoiser)
+    if session is not None:
+        session.running.admit([effects[type(settings)] for settings in methods], denoiser)
     _renew(target, denoiser, family, effects, scheduler)
     return target
 
@@ -83,15 +97,17 @@ def remove(target: Target, *kinds: type[Method]) -> Target:
         if kind not in EFFECTS:
             raise TypeError(f"{kind!r} is no method; there are {_known()}")
     denoiser, family = find_denoiser(target)
-    session = _sessions.get(denoiser)
-    if not kinds or session is None:
+    acting = _of(denoiser)
+    if not isinstance(target, nn.Module):
+        acting = [session for session in acting if session.bare or session.pipe() is target]
+    for session in acting:
+        there = _effects_of(session)
+        kept = {kind: effect for kind, effect in there.items() if kinds and kind not in kinds}
+        if len(kept) < len(there):
+            scheduler = session.scheduler if session.bare else None
+            _renew(denoiser if session.bare else session.pipe(), denoiser, family, kept, scheduler)
+    if not acting:
         _renew(target, denoiser, family, {}, None)
-        return target
-    kept = {type(effect.settings): effect for effect in session.effects if type(effect.settings) not in kinds}
-    if len(kept) < len(session.effects):
-        pipe = session.pipe()
-        scheduler = session.scheduler if pipe is None else None
-        _renew(denoiser if pipe is None else pipe, denoiser, family, kept, scheduler)
     return target
 
 
@@ -101,28 +117,26 @@ def status(target: Any) -> Status:
     ``print`` it, or ask for one method: ``status(pipe)[negengine.NegToMe]``.
 
     Raises:
-        ValueError: nothing is applied to ``target``, or to another pipeline that shares its denoiser.
+        ValueError: nothing is applied to ``target``, whatever is to another pipeline that shares its denoiser.
     """
     denoiser, _ = find_denoiser(target)
-    if denoiser not in _sessions:
-        raise ValueError("no method is applied; call negengine.apply first")
-    pipe = _sessions[denoiser].pipe()
-    if not isinstance(target, nn.Module) and pipe is not None and pipe is not target:
-        raise ValueError(
-            f"no method is applied: what there was has been taken off when the {type(pipe).__name__} that shares this denoiser "
-            "got methods of its own; call negengine.apply again"
-        )
-    return _sessions[denoiser].status()
+    sessions = _of(denoiser)
+    acting = [session for session in sessions if session.bare or session.pipe() is target]
+    if isinstance(target, nn.Module) and len(sessions) == 1:
+        acting = sessions
+    if not acting:
+        others = " and ".join(type(other.pipe()).__name__ for other in sessions)
+        hint = f"; those on the {others} that shares its denoiser act in the calls of that one" if others else ""
+        raise ValueError(f"no method is applied to this {type(target).__name__}; call negengine.apply first{hint}")
+    return acting[0].status()
 
 
 @contextmanager
 def suspended(target: Any) -> Iterator[None]:
     """A ``with`` in which no method acts on ``target``, whoever applied it; then all that was applied is there as before."""
-    session = _sessions.get(find_denoiser(target)[0])
-    if session is None:
-        yield
-        return
-    with session.suspended():
+    with ExitStack() as stack:
+        for session in _of(find_denoiser(target)[0]):
+            stack.enter_context(session.suspended())
         yield
 
 
@@ -130,13 +144,13 @@ def check_beside(pipe: Any, settings: Method) -> None:
     """Raises ValueError for a method that :func:`beside` could not add to a pipeline; nothing is changed."""
     denoiser, family = find_denoiser(pipe)
     _check_target(pipe, family)
-    session, kind = _sessions.get(denoiser), EFFECTS[type(settings)]
-    if session is not None and session.pipe() is not pipe:
+    _check_rows(pipe, family, settings)
+    kind = EFFECTS[type(settings)]
+    if any(session.bare for session in _of(denoiser)):
         raise ValueError(
-            f"{settings.title} is needed for one run, but methods are applied to its denoiser, or to a pipeline that shares it; "
-            "remove them first"
+            f"{settings.title} is needed for one run, but methods are applied to the denoiser itself; remove them first"
         )
-    if type(settings) in _effects_of(pipe, denoiser):
+    if type(settings) in _effects_of(_own(pipe, denoiser)):
         raise ValueError(
             f"{settings.title} is applied already, and is needed here with a prompt of its own; take it off first: "
             f"negengine.remove(pipe, negengine.{type(settings).__name__})"
@@ -159,44 +173,73 @@ def beside(pipe: Any, *methods: Method) -> Iterator[None]:
             remove(pipe, *map(type, methods))
 
 
+@contextmanager
+def alone(pipe: Any, make: Callable[[Family, nn.Module], Acting]) -> Iterator[Acting]:
+    """A ``with`` in which the one effect that ``make`` makes acts on a pipeline, and no method that is applied."""
+    denoiser, family = find_denoiser(pipe)
+    _check_target(pipe, family)
+    effect = make(family, denoiser)
+    modules_at(denoiser, effect.sites())
+    with suspended(pipe):
+        session = Session(pipe, denoiser, family, [effect], None)
+        try:
+            yield effect
+        finally:
+            session.detach()
+
+
 def applied_to(target: Any, kind: type[Method]) -> Effect[Any] | None:
-    """What a method does to a pipeline now; None after ``remove``, or after ``apply`` to another that shares its denoiser."""
-    return _effects_of(target, find_denoiser(target)[0]).get(kind)
+    """What a method does to a pipeline now; None if it is not applied to this one."""
+    return _effects_of(_own(target, find_denoiser(target)[0])).get(kind)
+
+
+def when_removed(denoiser: nn.Module, end: Callable[[], None]) -> None:
+    """Call ``end`` when the last method is taken off ``denoiser``."""
+    _ends[denoiser] = end
+
+
+def _of(denoiser: nn.Module) -> list[Session]:
+    """The sessions on a denoiser, without those whose pipeline is gone."""
+    for session in list(_sessions.get(denoiser, ())):
+        if not session.bare and session.pipe() is None:
+            session.detach()
+    return list(_sessions.get(denoiser, ()))
+
+
+def _own(target: Any, denoiser: nn.Module) -> Session | None:
+    """What was applied to this very target."""
+    bare = isinstance(target, nn.Module)
+    return next((s for s in _of(denoiser) if (s.bare if bare else s.pipe() is target)), None)
+
+
+def _effects_of(session: Session | None) -> dict[type[Method], Effect[Any]]:
+    """By kind, in their order."""
+    return {} if session is None else {type(effect.settings): effect for effect in session.effects}
 
 
 def _renew(target: Any, denoiser: nn.Module, family: Family, effects: dict[type[Method], Effect[Any]], scheduler: Any) -> None:
-    """Put a session of ``effects`` in the place of what there is."""
-    before = _sessions.pop(denoiser, None)
-    other = None if before is None or isinstance(target, nn.Module) else before.pipe()
-    if effects and other is not None and other is not target:
-        logger.warning(
-            "methods act on one pipeline of those that share a denoiser: they are taken off the %s and put on the %s",
-            type(other).__name__,
-            type(target).__name__,
-        )
+    """Put a session of ``effects`` in the place of what there is, and of what could not act beside it."""
     pipe = None if isinstance(target, nn.Module) else target
-    running = None if before is None or pipe is None or other is not pipe or not effects else before.running
-    for session in (before, _driven.pop(target, None)):  # the latter: its denoiser was replaced
+    there, before = _of(denoiser), _own(target, denoiser)
+    beside = [session for session in there if effects and session.bare != (pipe is None)]
+    if beside:
+        names = " and ".join("denoiser" if session.bare else type(session.pipe()).__name__ for session in beside)
+        logger.warning("methods act on a denoiser or on its pipelines: those on the %s are taken off", names)
+    running = before.running if before is not None and pipe is not None and effects else None
+    for session in (before, *beside, _driven.pop(target, None)):  # the latter: its denoiser was replaced
         if session is not None:
             session.detach()
             if session.running is not running:
                 session.running.change(())
     if not effects:
+        if denoiser in _ends and not _of(denoiser):
+            _ends.pop(denoiser)()
         return
-    session = Session(pipe, denoiser, family, list(effects.values()), scheduler, running)
-    if session.heard_places - (before.heard_places if before else set()):
-        _forget_compiled(target, denoiser, family)
-    _sessions[denoiser] = session
+    sessions = _sessions.setdefault(denoiser, [])
+    session = Session(pipe, denoiser, family, list(effects.values()), scheduler, running, sessions)
+    prepare(target, denoiser, family)
     if pipe is not None:
         _driven[pipe] = session
-
-
-def _effects_of(target: Any, denoiser: nn.Module) -> dict[type[Method], Effect[Any]]:
-    """By kind, what stays when a further method is applied to ``target``."""
-    session = _sessions.get(denoiser)
-    if session is None or session.pipe() is not (None if isinstance(target, nn.Module) else target):
-        return {}
-    return {type(effect.settings): effect for effect in session.effects}
 
 
 def _check_methods(methods: tuple[Method, ...]) -> None:
@@ -215,10 +258,12 @@ def _known() -> str:
 
 
 def _check_target(target: Any, family: Family) -> None:
+    by_hand = f"act on its denoiser: negengine.apply(pipe.{family.component}, NegToMe(group_size=...), scheduler=pipe.scheduler)"
     if any(kind.__name__ == "ModularPipeline" for kind in type(target).__mro__):
         raise TypeError(
             f"{type(target).__name__} is a modular pipeline: negengine.diffusers.guiders.with_negative_guidance puts DNG and "
-            "negative prompting on it (docs/guiders.md); the other methods act on classic pipelines"
+            f"negative prompting on it (docs/guiders.md), and NegToMe can {by_hand}; "
+            "the other methods act on classic pipelines"
         )
     for kind in type(target).__mro__:
         if kind.__name__ in family.unsupported:
@@ -226,27 +271,19 @@ def _check_target(target: Any, family: Family) -> None:
                 f"negengine does not support {type(target).__name__}: {family.unsupported[kind.__name__]}. "
                 f"Of {family.name} it knows {', '.join(family.pipelines)}"
             )
+    missing = [name for name in ("encode_prompt", "prepare_latents") if not hasattr(target, name)]
+    if missing and is_a(target, "DiffusionPipeline"):
+        raise TypeError(
+            f"{type(target).__name__} has no {' and no '.join(missing)}, by which negengine hears that a call begins; "
+            f"NegToMe can {by_hand}"
+        )
 
 
-def _check_owners(effects: dict[type[Method], Effect[Any]]) -> None:
-    owners = [kind.title for kind in effects if kind.owns_prediction]
-    if len(owners) > 1:
-        raise ValueError(f"{' and '.join(owners)} would both decide the prediction; remove one of them first")
-
-
-def _forget_compiled(target: Any, denoiser: nn.Module, family: Family) -> None:
-    """Compiled code does not look for hooks that came after it.
-
-    Nor do blocks alike that share code look whether one of them has none, unless ``skip_nnmodule_hook_guards`` is off: those that
-    merge would run the code of those that do not.
-    """
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-    given = target if isinstance(target, nn.Module) else getattr(target, family.component)
-    wrapped = given is not denoiser  # by torch.compile(module)
-    if wrapped or any(module._compiled_call_impl is not None for module in denoiser.modules()):
-        torch.compiler.reset()
-
-
-def _dtype(denoiser: nn.Module) -> torch.dtype:
-    """What the denoiser computes in: quantised weights are of another dtype."""
-    return next((p.dtype for p in denoiser.parameters() if p.is_floating_point()), torch.get_default_dtype())
+def _check_rows(target: Any, family: Family, settings: Method) -> None:
+    """Raises ValueError: a method that must tell rows apart or add some, and a pipeline whose rows do not let it."""
+    for kind in type(target).__mro__:
+        if kind.__name__ in family.unlike and EFFECTS[type(settings)].tells_branches:
+            raise ValueError(
+                f"{settings.title} must know which rows of a batch are conditional or add rows of its own, and cannot on "
+                f"{type(target).__name__}: {family.unlike[kind.__name__]}. NegToMe works there"
+            )

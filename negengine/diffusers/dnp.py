@@ -13,7 +13,7 @@ from PIL import Image
 from negengine import png
 from negengine.captioners import CaptionCache, NegativeImage, identity
 from negengine.diffusers.apply import beside, check_beside
-from negengine.diffusers.branches import argument, guidance_scale
+from negengine.diffusers.branches import argument, away_from, guidance_scale
 from negengine.diffusers.dns import check_call, first_run, generators, negatives_of, seeds_of, texts
 from negengine.diffusers.families import find_denoiser, with_family_defaults
 from negengine.diffusers.negatives import captioned, is_plain
@@ -155,11 +155,13 @@ def final_call(
 ) -> tuple[dict[str, Any], list[NormalizedAttentionGuidance]]:
     """The final run's arguments away from a text for each prompt, and the method that avoids it if the pipeline does not."""
     if settings.avoid_with is None:
-        return {**call, "negative_prompt": list(avoided)}, []
+        return {**call, **away_from(pipe, avoided, call)}, []
     conditioning = find_denoiser(pipe)[1].conditioning
     again = conditioning.cfg == "calls"  # guidance in a second call of the denoiser, which does not go with NAG
     dropped = ("negative_prompt", conditioning.scale) if again else ("negative_prompt",)
     kept = {name: value for name, value in call.items() if name not in dropped}
+    if again and argument(pipe, conditioning.scale, {}) > 1:
+        kept[conditioning.scale] = 1.0
     own = call.get("negative_prompt")
     if not again and own is not None and not any(own):
         kept["negative_prompt"] = ""  # not the same as none at all, for SDXL

@@ -44,12 +44,12 @@ def diffusion_negative_image(
     Methods that were applied to the pipeline do not act on this image, and are as they were when it is drawn.
 
     Args:
-        pipe: a pipeline with a negative branch: Stable Diffusion 1.x, 2.x, SDXL, or FLUX with true CFG.
+        pipe: a pipeline with a negative branch: one that guides by classifier-free guidance, FLUX and Qwen-Image by true CFG.
         prompt: a text, or several.
         seed: of the noise; for several prompts one for all or one each. Every image has a generator of its own
             (:func:`generators`), so it does not depend on the others of the call.
         steps: denoising steps, in place of the call's ``num_inference_steps``.
-        guidance: ``w``, in place of the call's ``guidance_scale`` (FLUX: ``true_cfg_scale``).
+        guidance: ``w``, in place of the call's ``guidance_scale`` (FLUX, Qwen-Image: ``true_cfg_scale``).
         call: further arguments of the pipeline's call, such as ``height``.
 
     Returns:

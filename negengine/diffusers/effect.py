@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,21 +24,30 @@ class Call:
     """A pipeline's call, when its prompts have been encoded.
 
     Attributes:
-        pipe: the pipeline.
+        owner: the pipeline, held weakly.
         images: prompts x images per prompt.
         images_per_prompt: of each prompt.
+        guided: whether it guides by two branches, as far as the pipeline or what it asks of ``encode_prompt`` tells.
+        branches: rows for each image that methods join as further branches of guidance, as far as is known when it begins.
         device, dtype: of the prompts' embeddings.
         inputs: the denoiser's inputs that the call's own prompts have become, by name; a name with dots leads into a container.
-        encode: prompts -> the denoiser's inputs that they become, with a row per image, of the length of the call's own.
+        encode: prompts -> the denoiser's inputs that they become, with a row per image, of the length of the call's own
+            unless the family masks what texts are filled up with.
     """
 
-    pipe: Any
+    owner: Callable[[], Any]
     images: int
     images_per_prompt: int
+    guided: bool
+    branches: int
     device: torch.device
     dtype: torch.dtype
     inputs: Callable[[], dict[str, Tensor]]
     encode: Callable[[Prompt], dict[str, Tensor]]
+
+    @property
+    def pipe(self) -> Any:
+        return self.owner()
 
 
 @dataclass(frozen=True)
@@ -64,17 +73,23 @@ class Effect(Generic[Settings]):
     Attributes:
         active: whether the next call of the denoiser is to be changed.
         active_steps: steps of the run in which it was active; counted by the session.
+        steady: its rows stay in the batch from the first step to the last, since a step cache keeps something of them.
         start, stop: which rows of the batch it has joined.
-        places_rows_first: whether its joined rows must follow the pipeline's at once.
+        branches: rows that it joins for each image as further branches of guidance. They come before all others, and what is done
+            to the images of the pipeline's branches is done to theirs.
+        places_rows_first: whether its joined rows must follow those of all branches at once.
         listens_last: whether it hears a site after all others.
+        tells_branches: whether it must know which rows are conditional.
     """
 
+    branches = 0
     places_rows_first = False
     listens_last = False
+    tells_branches = False
 
     def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         self.settings, self.family, self.unscheduled = settings, family, unscheduled
-        self.active = False
+        self.active = self.steady = False
         self.active_steps = 0
         self.start = self.stop = 0
 
@@ -103,11 +118,18 @@ class Effect(Generic[Settings]):
     def prove(self, devices: Iterable[torch.device], dtype: torch.dtype, denoiser: nn.Module) -> None:
         """It is about to be used on these devices, before anything is changed."""
 
+    def reset(self) -> None:
+        """A call is about to begin: what was counted in the last one is forgotten."""
+        self.active, self.active_steps = False, 0
+
     def begin(self, call: Call) -> None:
         """A pipeline's call has encoded its prompts. Raises for what cannot work in this call."""
 
     def second_prompts(self) -> None:
         """The call has encoded further prompts: it guides by calling the denoiser twice per step."""
+
+    def negatives(self, encoded: Sequence[Any]) -> None:
+        """What ``encode_prompt`` returned for the call's negative prompts; something else, or nothing, if it does not guide."""
 
     def sized(self, size: Grid, grids: Mapping[int, Grid]) -> None:
         """The height and width of the latents, and the token grids that follow, are known."""
@@ -117,6 +139,9 @@ class Effect(Generic[Settings]):
 
     def scheduled(self, clock: Clock) -> None:
         """The timesteps are laid out."""
+
+    def starting(self, clock: Clock) -> None:
+        """The loop over the steps begins, at ``clock.position``. Raises for what cannot work in this call."""
 
     def at(self, clock: Clock) -> bool:
         """The next call is at ``clock.position``: prepare for it, and say whether it is to be changed."""
@@ -137,15 +162,15 @@ class Effect(Generic[Settings]):
 
     # --- in the forward ------------------------------------------------------------------------------------------
 
-    def arrived(self, rows: Rows, device: torch.device) -> None:
-        """The denoiser is called with ``rows.base`` rows on this device."""
+    def arrived(self, inputs: Mapping[str, Any], rows: Rows, device: torch.device) -> None:
+        """The pipeline calls the denoiser with these inputs by name, on this device; ``rows`` has those that were joined, too."""
 
     def inputs(self, inputs: dict[str, Any], rows: Rows) -> dict[str, Any]:
         """The denoiser's inputs by name, with the conditioning edited."""
         return inputs
 
     def joins(self, inputs: Mapping[str, Any], rows: Rows) -> Join | None:
-        """The rows that it wants in this call."""
+        """The rows that it wants in this call, whose inputs have the rows that were joined before."""
         return None
 
     def arguments(self, arguments: dict[str, Any], spot: Any, rows: Rows) -> dict[str, Any]:

@@ -11,6 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
+class Unpicklable:
+    """What listens to a module that somebody may want to pickle: refused, with what would work. Deep copies are another matter."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a module is not pickled with the methods of negengine that are on it: take them off first (negengine.remove, or "
+            "remove() of what negengine.attach returned), or save its state_dict(), which they do not touch"
+        )
+
+
 class MethodListener:
     """Calls back after ``owner.name(...)`` returns, until removed.
 

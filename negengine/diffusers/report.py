@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from negengine.methods.base import Method
+
+Stage = Literal["new", "running", "over", "failed", "late"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,11 @@ class Report:
     Attributes:
         method: its name.
         family: model family.
-        steps, active_steps: denoising steps, and those in which it was active.
+        steps, active_steps: denoising steps, and those in which it was active. Samplers of second order (Heun) make two of a
+            step that ``num_inference_steps`` counts.
         nothing: why its settings change nothing; None if they do.
-        stage: of the run: ``"over"``; ``"running"``, so that the numbers grow; or ``"late"``: the method was applied in the middle
-            of a run, which is not its own.
+        stage: of the run: ``"new"``, before the first; ``"running"``, so that the numbers grow; ``"over"``; ``"failed"``, if an
+            error ended or refused it; or ``"late"``: the method was applied in the middle of a run, which is not its own.
     """
 
     method: str
@@ -28,14 +32,14 @@ class Report:
     steps: int
     active_steps: int
     nothing: str | None = dataclasses.field(default=None, kw_only=True)
-    stage: Literal["over", "running", "late"] = dataclasses.field(default="over", kw_only=True)
+    stage: Stage = dataclasses.field(default="over", kw_only=True)
 
     @property
     def idle_reason(self) -> str | None:
-        """Why the last run changed nothing; None if it changed something, is not over, or there was none."""
+        """Why the last run changed nothing; None if it changed something, failed, is not over, or there was none."""
         if self.stage == "late":
             return "it was applied in the middle of a run, and begins with the next"
-        if self.stage == "running" or not self.steps:
+        if self.stage != "over" or not self.steps:
             return None
         return self.idle() if self.nothing is None else self.nothing
 
@@ -49,6 +53,12 @@ class Report:
         del fields["method"], fields["family"], fields["stage"]
         return {name: [row[number] for row in value] if isinstance(value, tuple) else value for name, value in fields.items()}
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON can hold it, under keys that stay: the attributes, and ``idle_reason``."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["nothing"]  # a part of the reason
+        return json.loads(json.dumps(fields | {"idle_reason": self.idle_reason}))
+
     def told(self) -> str:
         """What it did, as a clause."""
         return f"active in {self.active_steps} of {self.steps} steps"
@@ -61,8 +71,10 @@ class Report:
         name = f"{self.method} on {self.family}"
         if self.stage == "late":
             return f"{name}: {self.applied()} in the middle of a run; it begins with the next"
-        if not self.steps:
+        if self.stage == "new":
             return f"{name}: {self.applied()}, not run yet"
+        if self.stage == "failed":
+            return f"{name}: {self.told()}; then the run failed" if self.steps else f"{name}: the run failed before its first step"
         if self.stage == "running":
             return f"{name}: {self.told()}; the run goes on"
         done = f"{name}: {self.told()}"
@@ -80,6 +92,7 @@ class NegToMeReport(Report):
         merged_tokens: of those, tokens whose match exceeded the threshold.
         group_size: images per group; 0 before the first run.
         kernels: verdict on the Triton kernels for this run's device, and its age; None where they do not come into question.
+        bank: whether the prompt under which a reference bank was recorded is that of the run; None without one.
     """
 
     blocks: int
@@ -88,6 +101,7 @@ class NegToMeReport(Report):
     merged_tokens: int
     group_size: int
     kernels: str | None = None
+    bank: str | None = None
 
     @property
     def merged_share(self) -> float:
@@ -110,6 +124,7 @@ class NegToMeReport(Report):
             f"active in {self.active_blocks} of {self.blocks} blocks and "
             f"{self.active_steps} of {self.steps} steps, merged {self.merged_share:.1%} of the tokens"
         )
+        done = done if self.bank is None else f"{done}; references {self.bank}"
         return done if self.kernels is None else f"{done}; Triton kernels: {self.kernels}"
 
     def applied(self) -> str:
@@ -176,39 +191,68 @@ class NagReport(Report):
 
 @dataclass(frozen=True)
 class IntervalReport(Report):
-    """Of the guidance interval; ``active_steps`` are those that it leaves without guidance."""
+    """Of the guidance interval.
+
+    Attributes:
+        active_steps: steps that the pipeline would have guided and the interval leaves without guidance.
+        guided_steps: steps that the pipeline guided.
+    """
+
+    guided_steps: int
 
     def idle(self) -> str | None:
-        return None if self.active_steps else "every step lies in the interval; narrow it"
+        if self.active_steps:
+            return None
+        if not self.guided_steps:
+            return "the pipeline guides no step of this run by itself (its guidance ended before, or a callback switched it off)"
+        return "every step that the pipeline guides lies in the interval; narrow it"
 
     def told(self) -> str:
-        return f"guided {self.steps - self.active_steps} of {self.steps} steps"
+        return f"guided {self.guided_steps} of {self.steps} steps"
 
 
 class Status:
     """The reports of all methods on a denoiser, in the order in which they were applied.
 
-    ``status[negengine.NegToMe]`` is the report of one; iterating gives all; ``print`` says them.
+    ``status[negengine.NegToMe]`` is the report of one, and so is ``status["negtome"]``, by its short name; iterating gives all;
+    ``print`` says them. Where there is one alone, its attributes can be asked for here: ``status(pipe).active_steps``.
     """
 
     def __init__(self, reports: Mapping[type[Method], Report]) -> None:
         self._reports = dict(reports)
 
-    def __getitem__(self, kind: type[Method]) -> Any:
+    def __getitem__(self, kind: type[Method] | str) -> Any:
         """Raises KeyError for a method that is not applied."""
-        if kind not in self._reports:
-            there = ", ".join(report.method for report in self)
-            raise KeyError(f"{getattr(kind, 'title', kind)} is not applied; there are {there}")
-        return self._reports[kind]
+        for applied, report in self._reports.items():
+            if kind in (applied, applied.name):
+                return report
+        there = ", ".join(f"{applied.__name__} ({applied.name!r})" for applied in self._reports)
+        raise KeyError(
+            f"no method {kind.__name__ if isinstance(kind, type) else repr(kind)} is applied; "
+            f"there are reports of {there or 'no method'}, each under its class and its short name"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError where there is more than one report to ask, or it does not know."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if len(self) != 1:
+            there = " and ".join(kind.__name__ for kind in self._reports)
+            raise AttributeError(f"there are reports of {there}: ask one of them, such as status[negengine.NegToMe].{name}")
+        return getattr(next(iter(self)), name)
 
     def __contains__(self, kind: object) -> bool:
-        return kind in self._reports
+        return any(kind in (applied, applied.name) for applied in self._reports)
 
     def __iter__(self) -> Iterator[Report]:
         return iter(self._reports.values())
 
     def __len__(self) -> int:
         return len(self._reports)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Short name of each method -> its report as JSON can hold it."""
+        return {kind.name: report.as_dict() for kind, report in self._reports.items()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Status) and self._reports == other._reports

@@ -1,5 +1,6 @@
 """The methods of the papers, one file each: frozen, validated settings that know no pipeline."""
 
+from negengine.methods.bank import ReferenceBank
 from negengine.methods.base import Method
 from negengine.methods.cads import CADS
 from negengine.methods.dng import DynamicNegativeGuidance
@@ -37,6 +38,7 @@ __all__ = [
     "NegativePrompting",
     "NormalizedAttentionGuidance",
     "Prompt",
+    "ReferenceBank",
     "ReferenceImage",
     "SafeLatentDiffusion",
     "SeedVariance",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -49,3 +49,10 @@ class Method:
     def _set(self, name: str, value: object) -> None:
         """Stores a field's checked form, while the settings are made."""
         object.__setattr__(self, name, value)
+
+
+def check_owners(kinds: Iterable[type[Method]]) -> None:
+    """Raises ValueError where several methods would decide one denoiser's prediction."""
+    owners = [kind.title for kind in kinds if kind.owns_prediction]
+    if len(owners) > 1:
+        raise ValueError(f"{' and '.join(owners)} would both decide the prediction; take one of them alone")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from negengine.methods import checks
+from negengine.methods.bank import ReferenceBank
 from negengine.methods.base import Method
+from negengine.methods.pictures import as_shown
 from negengine.ops import registry
 from negengine.reference import MATCHINGS, MODES
 
@@ -22,15 +24,17 @@ class ReferenceImage:
     """A given picture that every image of the batch is pushed away from.
 
     Args:
-        image: the picture. It is resized to the size that is generated. What is transparent in it is not avoided.
-        mask: white (> 0.5) where the picture is to be avoided, of the picture's size; all of it if None. Of a picture with
-            transparent parts it becomes what is white here and not transparent there.
-        noise: noise the picture to the current timestep (fixed generator) before the denoiser sees it; False leaves it
-            clean, as the published code does by default.
+        image: the picture, turned as its EXIF data says it is shown. It is resized to the size that is generated. What is
+            transparent in it is not avoided.
+        mask: white (> 0.5) where the picture is to be avoided, of the size that the picture is shown in; all of it if None. Of
+            a picture with transparent parts it becomes what is white here and not transparent there.
+        noise: noise the picture to the current timestep (fixed generator, the same noise for every picture) before the denoiser
+            sees it; False leaves it clean, as the published code does by default.
 
     Raises:
-        TypeError: ``image`` or ``mask`` is no ``PIL.Image``. ValueError: the mask has another size or is all black, or the
-            picture is transparent wherever it would be avoided.
+        TypeError: ``image`` or ``mask`` is no ``PIL.Image``. ValueError: a mode that does not say which value is white (``"I"``,
+            ``"F"``), or that Pillow does not convert; the mask has another size or is all black, or the picture is transparent
+            wherever it would be avoided.
     """
 
     image: Image.Image
@@ -45,6 +49,7 @@ class ReferenceImage:
         if not all(self.image.size):
             raise ValueError(f"the reference picture is empty: {self.image.size} (width, height)")
         checks.flag("noise", self.noise)
+        object.__setattr__(self, "image", as_shown(self.image, "the reference picture"))
         if self.mask is not None:
             self._check_mask(self.mask)
         if self.image.has_transparency_data:
@@ -55,6 +60,8 @@ class ReferenceImage:
 
         if not isinstance(mask, Image.Image):
             raise TypeError(f"the mask must be a PIL image, got {type(mask).__name__}")
+        mask = as_shown(mask, "the mask")
+        object.__setattr__(self, "mask", mask)
         if mask.size != self.image.size:
             raise ValueError(f"the mask is {mask.size}, its picture {self.image.size} (width, height); make them equal")
         if max(mask.convert("L").tobytes()) <= 127:
@@ -87,7 +94,7 @@ class NegToMe(Method):
         blocks: names of the attention blocks that merge: full names, leading parts, or globs.
         min_grid: blocks whose token grid has a side shorter than this are left alone.
         reference: ``"first"`` (image 0 of the group), ``"others"`` (all other images of the group), ``"previous"`` (those
-            before this one), or one or more :class:`ReferenceImage`.
+            before this one), one or more :class:`ReferenceImage`, or one or more :class:`ReferenceBank`.
         matching: ``"paper"``, or ``"release"`` to reproduce images made with the published code.
         dropout: share of tokens left out at random, in ``[0, 1)``. seed: of the dropout and
             of the pictures' noise, below 2**32 in size.
@@ -106,7 +113,7 @@ class NegToMe(Method):
     timesteps: tuple[float, float] | None = None
     blocks: Sequence[str] | None = None
     min_grid: int | None = None
-    reference: str | ReferenceImage | Sequence[ReferenceImage] = "first"
+    reference: str | ReferenceImage | ReferenceBank | Sequence[ReferenceImage] | Sequence[ReferenceBank] = "first"
     matching: str = "paper"
     dropout: float = 0.0
     seed: int = 0
@@ -134,6 +141,14 @@ class NegToMe(Method):
             )
         if self.matching == "release" and len(self.pictures) > 1:
             raise ValueError("matching='release' knows one reference picture only; use matching='paper' for several")
+        if self.matching == "release" and len(self.banks) > 1:
+            raise ValueError("matching='release' knows one reference bank only; use matching='paper' for several")
+        for recorded in self.banks:
+            if recorded.about.matching != self.matching:
+                raise ValueError(
+                    f"{recorded.path} was recorded for matching={recorded.about.matching!r}, and these settings have "
+                    f"matching={self.matching!r}; make them equal, or record it again"
+                )
         checks.share("dropout", self.dropout)
         checks.seed(self.seed)
         checks.choice("search", self.search, registry.SEARCHES)
@@ -143,7 +158,12 @@ class NegToMe(Method):
     @property
     def pictures(self) -> tuple[ReferenceImage, ...]:
         """The given pictures; empty if the images of a group are each other's reference."""
-        return self.reference if isinstance(self.reference, tuple) else ()
+        return tuple(r for r in self.reference if isinstance(r, ReferenceImage)) if isinstance(self.reference, tuple) else ()
+
+    @property
+    def banks(self) -> tuple[ReferenceBank, ...]:
+        """The recorded assets; empty if there are none."""
+        return tuple(r for r in self.reference if isinstance(r, ReferenceBank)) if isinstance(self.reference, tuple) else ()
 
     def alphas(self, timestep: float, group_size: int) -> tuple[float, ...]:
         """``alpha`` of every image of a group at a timestep (of 1000)."""
@@ -167,14 +187,16 @@ def _alpha(value: object) -> Alpha | None:
     return checks.number("alpha", value)
 
 
-def _reference(value: object) -> str | tuple[ReferenceImage, ...]:
+def _reference(value: object) -> str | tuple[ReferenceImage | ReferenceBank, ...]:
     if isinstance(value, str):
         if value not in MODES:
-            raise ValueError(f"reference must be one of {MODES} or a ReferenceImage, got {value!r}")
+            raise ValueError(f"reference must be one of {MODES} or a ReferenceImage (or a ReferenceBank), got {value!r}")
         return value
-    pictures = (value,) if isinstance(value, ReferenceImage) else value
-    if not isinstance(pictures, Sequence) or not all(isinstance(p, ReferenceImage) for p in pictures):
-        raise TypeError(f"reference must be one of {MODES}, a ReferenceImage or several, got {value!r}")
-    if not pictures:
+    given = (value,) if isinstance(value, ReferenceImage | ReferenceBank) else value
+    if not isinstance(given, Sequence) or not all(isinstance(r, ReferenceImage | ReferenceBank) for r in given):
+        raise TypeError(f"reference must be one of {MODES}, a ReferenceImage or several (or ReferenceBanks), got {value!r}")
+    if not given:
         raise ValueError("reference is an empty sequence of pictures")
-    return tuple(pictures)
+    if len({type(r) for r in given}) > 1:
+        raise TypeError("reference has pictures and banks; record the pictures too, or give the pictures of the banks")
+    return tuple(given)

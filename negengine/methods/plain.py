@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from negengine.methods import KINDS
+from negengine.methods.bank import ReferenceBank
 from negengine.methods.base import Method
 from negengine.methods.negtome import ReferenceImage
 
@@ -27,8 +28,8 @@ def as_plain(method: Method) -> dict[str, Any]:
     """All settings of a method, its short name first: ``{"method": "cads", "tau1": 0.6, ...}``.
 
     Tuples become lists; a :class:`ReferenceImage` becomes ``{"image": path, "mask": path or None, "noise": bool}``, with the paths
-    from which its pictures were opened, as they were given. The end of
-    an endless guidance interval becomes None, because strict JSON has no infinity.
+    from which its pictures were opened, as they were given; a :class:`ReferenceBank` becomes ``{"bank": path}``. The end of an
+    endless guidance interval becomes None, because strict JSON has no infinity.
 
     Raises:
         TypeError: no method, or a setting that plain data cannot say (embeddings, a function).
@@ -106,6 +107,8 @@ def _plain(name: str, value: object) -> Any:
     if isinstance(value, ReferenceImage):
         mask = None if value.mask is None else _path(f"the mask of {name}", value.mask)
         return {"image": _path(f"the picture of {name}", value.image), "mask": mask, "noise": value.noise}
+    if isinstance(value, ReferenceBank):
+        return {"bank": str(value.path)}
     hint = "a function cannot be written down; give numbers" if callable(value) else "give its text"
     raise TypeError(f"{name} is {type(value).__name__}, which plain data cannot say: {hint}")
 
@@ -125,7 +128,10 @@ def _value(name: str, value: object) -> object:
     return tuple(_value(name, v) for v in value) if isinstance(value, list) else value
 
 
-def _reference(name: str, value: Mapping[str, Any]) -> ReferenceImage:
+def _reference(name: str, value: Mapping[str, Any]) -> ReferenceImage | ReferenceBank:
+    if "bank" in value:
+        _known(f"a bank ({name})", value, ("bank",))
+        return ReferenceBank(value["bank"])
     _known(f"a picture ({name})", value, _PICTURE)
     if "image" not in value:
         raise ValueError(f'a picture ({name}) needs "image", the path of its file')

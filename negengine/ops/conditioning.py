@@ -19,7 +19,7 @@ def cads_gamma(t: float, tau1: float, tau2: float) -> float:
     return min(max((tau2 - t) / (tau2 - tau1), 0.0), 1.0)
 
 
-def cads(c: Tensor, gamma: float | Tensor, scale: float, psi: float, noise: Tensor) -> Tensor:
+def cads(c: Tensor, gamma: float | Tensor, scale: float, psi: float, noise: Tensor, used: Tensor | None = None) -> Tensor:
     """The annealed embedding (CADS, Sadat et al., arXiv 2310.17347).
 
     ``y = sqrt(gamma) c + scale sqrt(1 - gamma) noise``; ``z`` is ``y`` with the mean and the deviation of ``c``; the result is
@@ -31,6 +31,7 @@ def cads(c: Tensor, gamma: float | Tensor, scale: float, psi: float, noise: Tens
             code serve every value.
         scale: deviation of the noise. psi: share that is rescaled, in ``[0, 1]``.
         noise: standard normal, of ``c``'s shape.
+        used: bool ``[B, L, 1]``, False at tokens that a text was filled up with: they stay as they are, and do not count.
 
     Returns:
         A tensor like ``c``; computed in float32 for dtypes that are narrower. A row whose ``y`` has no deviation stays ``y``.
@@ -43,10 +44,22 @@ def cads(c: Tensor, gamma: float | Tensor, scale: float, psi: float, noise: Tens
         return c
     clean = c.to(torch.promote_types(c.dtype, torch.float32))
     y = gamma**0.5 * clean + scale * (1 - gamma) ** 0.5 * noise.to(clean.dtype)
-    dims = tuple(range(1, c.ndim))
-    spread = y.std(dims, keepdim=True)
-    z = (y - y.mean(dims, keepdim=True)) / spread * clean.std(dims, keepdim=True) + clean.mean(dims, keepdim=True)
-    return torch.where(spread > 0, psi * z + (1 - psi) * y, y).to(c.dtype)
+    mean, spread = _moments(y, used)
+    mean_before, spread_before = _moments(clean, used)
+    z = (y - mean) / spread * spread_before + mean_before
+    found = torch.where(spread > 0, psi * z + (1 - psi) * y, y)
+    return (found if used is None else torch.where(used, found, clean)).to(c.dtype)
+
+
+def _moments(x: Tensor, used: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n - 1) of each row, over its ``used`` tokens."""
+    dims = tuple(range(1, x.ndim))
+    if used is None:
+        return x.mean(dims, keepdim=True), x.std(dims, keepdim=True)
+    used = used.expand_as(x)
+    kept = torch.where(used, x, 0)
+    mean = kept.sum(dims, keepdim=True) / used.sum(dims, keepdim=True)
+    return mean, _deviation(kept, used)
 
 
 def seed_variance(c: Tensor, share: float, strength: float, noise: Tensor, choice: Tensor, relative: bool = False) -> Tensor:

@@ -80,7 +80,7 @@ def test_methods_have_the_seed_of_the_call_unless_another_is_set():
 
 @pytest.mark.parametrize("name", AVOIDED)
 def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
-    found = chosen("cads", name, avoid="a three")
+    found = chosen("cads", name, avoid=["a three"])
     assert getattr(found[name], AVOIDED[name]) == "a three"
 
 
@@ -111,9 +111,10 @@ def test_the_prompt_to_avoid_goes_to_the_method_that_avoids_one(name):
         (["cads"], {"sets": ["cads.scale=-1"]}, "cads: scale must be 0 or more"),
         (["nag"], {"flags": {"alpha": 1.0}}, "add --method negtome or --set nag.alpha=…"),
         (["negtome"], {"flags": {"alpha": 1.0}, "sets": ["negtome.alpha=1"]}, "--alpha and --set negtome.alpha say the same"),
-        (["cads"], {"avoid": "a"}, "--avoid is for a method that avoids a prompt: --method dng"),
-        (["dng", "nag"], {"avoid": "a"}, "use --set dng.prompt=… and --set nag.negative_prompt=…"),
-        (["dng"], {"avoid": "a", "sets": ["dng.prompt=b"]}, "--avoid and --set dng.prompt say the same"),
+        (["cads"], {"avoid": ["a"]}, "--avoid is for a method that avoids a prompt: --method dng"),
+        (["dng", "sld"], {"avoid": ["a"]}, "DNG and SLD would both decide the prediction; take one of them alone"),
+        (["dng", "nag"], {"avoid": ["a"]}, "use --set dng.prompt=… and --set nag.negative_prompt=…"),
+        (["dng"], {"avoid": ["a"], "sets": ["dng.prompt=b"]}, "--avoid and --set dng.prompt say the same"),
         ([], {"filed": [{"method": "cads"}, {"method": "cads"}]}, "the file has cads twice"),
         ([], {"filed": [{"tau1": 0.5}]}, "methods of a file are mappings such as"),
         ([], {"filed": [{"method": "cads", "tau": 0.5}]}, "cads has no setting 'tau'"),

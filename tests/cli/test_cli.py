@@ -249,13 +249,74 @@ def test_an_error_of_many_lines_is_told_in_one(capsys):
     assert capsys.readouterr().err == "error: first second third\n"
 
 
+def test_flags_that_cannot_be_read_are_one_line_too(tmp_path):
+    for arguments, message in (
+        (("--count", 0), "Invalid value for '--count': "),
+        (("--steps", "many"), "Invalid value for '--steps': "),
+        (("--nope",), "No such option"),
+    ):
+        result = generate(tmp_path, *arguments)
+        assert result.exit_code == 2
+        assert result.output.startswith(f"error: {message}"), result.output
+        assert result.output.count("\n") == 1
+    assert run("nope").output.startswith("error: No such command")
+    assert "Usage" in run().output
+
+
+def test_a_model_that_the_hub_does_not_give_is_told_with_the_cause(tmp_path, monkeypatch):
+    def fetch(*args, **kwargs):
+        try:
+            raise ConnectionError("Cannot reach the hub.\nMore of it")
+        except ConnectionError as error:
+            raise OSError("check out the root cause in the stacktrace above") from error
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", fetch)
+    result = generate(tmp_path, model="nobody/nothing")
+    assert result.exit_code == 2
+    told = "cannot be fetched from the hub under that name: Cannot reach the hub; check the name, the network"
+    assert result.output.startswith("error: --model nobody/nothing is no folder, and " + told)
+    assert "stacktrace" not in result.output
+
+
+def test_one_image_is_counted_as_one(tmp_path):
+    result = generate(tmp_path, "--count", 1, "--method", "none")
+    assert f"1 image in {tmp_path / 'out'}" in result.output
+
+
+TWO = ("--prompt", "a handwritten 5", "--count", 1)
+
+
+@pytest.mark.parametrize("texts", [["4"], ["4", "9"]])
+def test_texts_to_avoid_are_one_for_all_prompts_or_one_for_each(tmp_path, texts):
+    avoid = [part for text in texts for part in ("--avoid", text)] + ["--method", "nag"]
+    negative = [part for text in texts for part in ("--negative-prompt", text)]
+    for name, flags in (("avoid", avoid), ("negative", negative)):
+        result = generate(tmp_path / name, *TWO, *flags, "--seed", 3, model="mnist-sdxl")
+        assert result.exit_code == 0, result.output
+        told_run = told(sorted((tmp_path / name / "out").iterdir())[0])["run"]
+        found = told_run["call"]["negative_prompt"] if name == "negative" else told_run["methods"][0]["negative_prompt"]
+        assert found == (texts if len(texts) > 1 else texts[0])
+
+
+@pytest.mark.parametrize("flags", [("--method", "nag", *("--avoid", "4") * 3), ("--negative-prompt", "4") * 3])
+def test_texts_to_avoid_of_another_number_than_prompts(tmp_path, flags):
+    result = generate(tmp_path, *TWO, *flags, model="mnist-sdxl")
+    assert result.exit_code == 2
+    assert result.output.startswith("error: 3 ")
+    assert "for 2 prompts; give one, or one for each" in result.output
+
+
 def test_an_unknown_model_is_one_line(tmp_path):
     result = generate(tmp_path, model="no such model")
     assert result.exit_code == 2
     assert "is no folder, no hub id" in result.output
 
 
-def test_the_package_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "negengine", "methods"], capture_output=True, text=True)
+def test_the_package_runs_as_a_module_and_loads_diffusers_for_pipelines_only():
+    command = [sys.executable, "-X", "importtime", "-m", "negengine", "methods"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
     assert "negtome" in done.stdout
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "torch" in loaded
+    assert not loaded & {"diffusers", "transformers", "peft"}

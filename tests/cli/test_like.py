@@ -154,7 +154,7 @@ def test_pictures_that_cannot_be_repeated(picture, tmp_path):
     call = edited(picture, tmp_path / "call.png", run=run_of | {"call": {"true_cfg_scale": 2}})
     for file, message in (
         (tmp_path / "plain.png", "does not tell how it was made"),
-        (tmp_path / "none.png", "No such file"),
+        (tmp_path / "none.png", f"error: {tmp_path / 'none.png'}: No such file or directory"),
         (part, "does not carry the whole run"),
         (odd, "odd.png has 'cfg'; a run has model, prompt"),
         (seeds, "3 seeds for 1 images"),
@@ -175,7 +175,7 @@ def test_pictures_that_cannot_be_repeated(picture, tmp_path):
         ({"seed": []}, "seed must be a whole number from 0 on, or one for each image"),
         ({"prompt": []}, "prompt must be a text or a list of texts"),
         ({"call": {"generator": 3}}, "call has generator: give `seed`"),
-        ({"call": {"negative_prompt": ["a", "b"]}}, "2 negative prompts for 1 prompts"),
+        ({"call": {"negative_prompt": ["a", "b"]}}, "2 negative prompts for 1 prompt"),
         ({"methods": {"method": "cads"}}, "methods must be a list of mappings"),
         ({"methods": [{"method": "dnp"}]}, "`negengine negative` does that"),
         ({"methods": [{"method": "cads", "tau1": 1}]}, "cads: tau1 must be below tau2"),

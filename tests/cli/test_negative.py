@@ -67,6 +67,8 @@ def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
         (("one", "--method", "dnp"), "`negengine negative` does that"),
         (("one", "--method", "dng"), "dng needs prompt: give --avoid TEXT"),
         (("one", "--avoid", "two"), "--avoid is for a method that avoids a prompt"),
+        (("one", "--method", "dng", *("--avoid", "two") * 2), "--avoid is given 2 times; this command takes one text"),
+        (("one", *("--negative-prompt", "two") * 2), "--negative-prompt is given 2 times"),
         (("one", "--set", "cads.tau1=0.5"), "cads is not chosen; add --method cads"),
         (("one", "--model", "mnist-flux", "--method", "cads"), "leave it out: true CFG is what avoids the caption"),
         (("one", "--height", 64), "it reads digits of 32 x 32 pixels, and the picture has 32 x 64"),
@@ -166,3 +168,16 @@ def test_a_model_that_guides_by_default_not_at_all(tmp_path, monkeypatch, nag, a
     assert advice in result.output
     if not nag:
         assert "--nag, --negative-guidance" in result.output
+
+
+def test_a_pipeline_that_takes_no_negative_prompt(tmp_path, monkeypatch):
+    """As FLUX.2 klein, which takes it encoded alone."""
+
+    class Klein:
+        def __call__(self, prompt, guidance_scale=4.0, negative_prompt_embeds=None): ...
+
+    module = importlib.import_module("negengine.cli.negative")
+    monkeypatch.setattr(module, "load", lambda *given: Klein())
+    result = negative(tmp_path, "one")
+    assert result.exit_code == 2
+    assert "Klein takes no negative prompt as text" in " ".join(result.output.split())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from literal import Literal
-from tiny import BUILDERS, kind
+from tiny import kind
+from tiny_more import BUILDERS
+from tiny_z_image import OWN
 
 import negengine
 
 THRESHOLD = 0.85  # some tokens of the tiny models exceed it, some do not
+HALVES = ("sd", "sdxl", "sd3", "z_image")  # classifier-free guidance in one batch
 ROUNDING = 3e-7  # of a float32 cosine
 
 
@@ -24,8 +27,10 @@ def literal(pipe, call, n, timesteps=(0, 1000), reference="first", guided=True, 
     Bits can be compared only where no decision hangs on the rounding of a cosine: the first seed of which that
     holds is taken.
     """
-    if kind(pipe) != "flux":
-        settings = {"blocks": ("up_blocks",), "halves": 2 if guided else 1, **settings}
+    if kind(pipe) in ("sd", "sdxl"):
+        settings = {"blocks": ("up_blocks",), **settings}
+    if kind(pipe) in HALVES:
+        settings = {"halves": 2 if guided else 1, **settings}
     listener = Literal(pipe, n, window=timesteps, mode=reference, **{"threshold": THRESHOLD, **settings})
     for seed in range(20):
         listener.margin, listener.calls = 1.0, 0
@@ -42,7 +47,8 @@ def assert_same(builder, call, n, guided=True, prepare=lambda pipe: None, **sett
     ``call(pipe, seed=...)`` draws. ``prepare(pipe)`` is done to both pipelines.
     """
     settings = {"timesteps": (0, 1000), **settings}
-    ours, theirs = BUILDERS[builder](), BUILDERS[builder]()
+    build = OWN[builder] if builder in OWN else BUILDERS[builder]
+    ours, theirs = build(), build()
     prepare(ours), prepare(theirs)
     expected, seed = literal(theirs, call, n, guided=guided, **settings)
     plain = call(ours, seed=seed)

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
-from tiny import denoiser, kind
+from literal_flux2 import Flux2Processor, own_tokens
+from literal_joint import QwenProcessor, SD3Processor
+from literal_lumina import LuminaProcessor
+from literal_z_image import ZImageProcessor
+from tiny import attentions, denoiser, kind, of_1000
 
 # Level of each part of the tiny UNet: the grid of the latents is halved (rounding up) as often.
 LEVEL = {"down_blocks.1": 1, "mid_block": 1, "up_blocks.0": 1, "up_blocks.1": 0}
@@ -71,27 +75,27 @@ class Literal:
         self.calls, self.margin = 0, 1.0
         model = denoiser(pipe)
         model.register_forward_pre_hook(self._note, with_kwargs=True)
-        make = FluxProcessor if self.family == "flux" else SDXLProcessor
-        processors = {}
-        for name, present in model.attn_processors.items():
-            path = name.removesuffix(".processor")
+        make = PROCESSORS[self.family]
+        for path, attention in attentions(model).items():
+            present = attention.processor
             if isinstance(present, IPAdapterAttnProcessor2_0):  # has weights: keep the object
                 present.__class__, present.literal, present.name = IPAdapterProcessor, self, path
-                processors[name] = present
             else:
-                processors[name] = make(self, path)
-        model.set_attn_processor(processors)
+                attention.set_processor(make(self, path))
 
     def _note(self, module, args, kwargs):
-        if self.family == "flux":
-            self.timestep = float(kwargs["timestep"][0]) * 1000
-        else:
-            self.timestep, self.grid = float(args[1]), args[0].shape[-2:]
+        self.timestep = of_1000(module, args[1] if args else kwargs["timestep"])
+        if self.family in ("sd", "sdxl"):
+            self.grid = args[0].shape[-2:]
+        if self.family == "flux2":
+            self.own = own_tokens(kwargs)
+        if self.family == "z_image":
+            self.image = args[0][0].shape[-2] // 2 * (args[0][0].shape[-1] // 2)
 
     def selects(self, name):
         if self.blocks is not None and not name.startswith(tuple(self.blocks)):
             return False
-        if self.family != "flux":
+        if self.family in ("sd", "sdxl"):
             level = next(level for part, level in LEVEL.items() if name.startswith(part))
             return min(-(-side // 2**level) for side in self.grid) >= self.min_grid
         return True
@@ -132,7 +136,7 @@ class FluxProcessor:
             v = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), v], 1)
             self.literal.text = encoder_hidden_states.shape[1]
         q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=attention_mask)
         out = out.transpose(1, 2).flatten(2)
         text, image = out[:, : self.literal.text], out[:, self.literal.text :]
         image = self.literal(image, self.name)
@@ -157,3 +161,16 @@ class IPAdapterProcessor(IPAdapterAttnProcessor2_0):
 
     def __call__(self, *args, **kwargs):
         return self.literal(super().__call__(*args, **kwargs), self.name)
+
+
+PROCESSORS = {
+    "flux": FluxProcessor,
+    "sd": SDXLProcessor,
+    "sdxl": SDXLProcessor,
+    "sd3": SD3Processor,
+    "qwen": QwenProcessor,
+    "chroma": FluxProcessor,
+    "flux2": Flux2Processor,
+    "lumina": LuminaProcessor,
+    "z_image": ZImageProcessor,
+}

@@ -192,18 +192,6 @@ def test_after_a_replaced_denoiser_apply_and_remove_work(family, again):
         assert torch.equal(draw(negengine.remove(pipe)), draw(fresh))
 
 
-def test_pipelines_that_share_a_denoiser():
-    """A pipeline made with `from_pipe` shares the denoiser: apply to it too, and its own calls are followed."""
-    base = sdxl()
-    other = diffusers.StableDiffusionXLImg2ImgPipeline.from_pipe(base)
-    other.set_progress_bar_config(disable=True)
-    alone = BUILDERS["sdxl_img2img"]()
-    negengine.apply(base, negengine.NegToMe(**MERGE))
-    assert torch.equal(hooked(other, draw, **MERGE)[0], hooked(alone, draw, **MERGE)[0])
-    negengine.remove(other)
-    assert torch.equal(draw(base), draw(sdxl()))
-
-
 @pytest.mark.parametrize("ran", [False, True], ids=["before a run", "after a run"])
 def test_an_untold_pipeline_that_shares_the_denoiser(ran):
     """Applied to the base pipeline only, another pipeline on its denoiser runs untouched."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import BUILDERS, denoiser, draw, flux, picture, sdxl, watched
+from tiny import BUILDERS, denoiser, draw, flux, picture, sd, sdxl, watched
 
 import negengine
 from negengine import NegToMe, ReferenceImage, apply
@@ -68,17 +68,33 @@ def test_a_picture_that_is_no_image():
         ReferenceImage("logo.png")
 
 
-def test_unsupported_pipelines_name_the_supported_ones():
+def test_several_steps_in_one_call_are_refused():
+    """Its scheduler makes no steps one by one, so that it was reported to make none."""
+    parts = {name: part for name, part in sd().components.items() if name != "image_encoder"}
+    parts["scheduler"] = diffusers.DDIMParallelScheduler(clip_sample=False)
+    pipe = diffusers.StableDiffusionParadigmsPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(TypeError, match="does not support StableDiffusionParadigmsPipeline: it draws several steps in one call"):
+        apply(pipe, NegToMe())
+
+
+def test_unsupported_pipelines_are_told_what_works_and_then_the_families():
     class OtherPipeline:
         unet = torch.nn.Linear(2, 2)
 
     expected = (
-        r"does not know OtherPipeline \(its denoiser is a Linear\).*FluxPipeline.*FluxControlNetPipeline.*"
-        r"StableDiffusionXLPipeline.*StableDiffusionXLControlNetPipeline.*register_family \(docs/families.md\)"
+        r"does not know OtherPipeline \(its denoiser is a Linear\)\. negengine\.attach puts NegToMe on any denoiser.*"
+        r"register_family \(docs/families\.md\)\. It knows FLUX\.1, SDXL, .*, Z-Image\.$"
     )
     for call in (lambda p: apply(p, NegToMe()), negengine.remove, negengine.status):
         with pytest.raises(TypeError, match=expected):
             call(OtherPipeline())
+
+
+@pytest.mark.parametrize("target,told", [(None, "None"), ("a/model", "str"), (3, "int")])
+def test_what_is_no_pipeline(target, told):
+    for call in (lambda p: apply(p, NegToMe()), negengine.remove, negengine.status):
+        with pytest.raises(TypeError, match=rf"takes a pipeline of diffusers, or its denoiser .*, got {told}$"):
+            call(target)
 
 
 def test_a_unet_of_another_family():
@@ -91,7 +107,7 @@ def test_a_unet_of_another_family():
         cross_attention_dim=8,
         attention_head_dim=2,
     )
-    with pytest.raises(TypeError, match=r"does not know UNet2DConditionModel.*SDXL.*To add a family"):
+    with pytest.raises(TypeError, match=r"does not know UNet2DConditionModel.*add a family.*SDXL"):
         apply(unet, NegToMe())
 
 
@@ -164,7 +180,13 @@ def test_a_picture_with_an_inpainting_denoiser():
     pipe.set_progress_bar_config(disable=True)
     apply(pipe, NegToMe(reference=ReferenceImage(picture())))
     canvas = {"image": picture(3, (56, 72)), "mask_image": Image.new("L", (56, 72), 255)}
-    refused(pipe, ValueError, r"this denoiser takes \[9, 9, 7\]; inpainting .* not supported", strength=1.0, **canvas)
+    refused(
+        pipe,
+        ValueError,
+        "this denoiser takes 9 channels, but a reference picture has 4: inpainting .* not supported",
+        strength=1.0,
+        **canvas,
+    )
 
 
 def test_after_an_error_a_good_call_works(family):
@@ -197,3 +219,30 @@ def test_a_mask_that_no_token_sees():
     with watched(denoiser(pipe)) as calls, pytest.raises(ValueError, match="white parts of mask 0 fall between"):
         draw(pipe)
     assert not calls
+
+
+class BlocksElsewhere(diffusers.FluxTransformer2DModel):
+    """As nunchaku's: a subclass of a known denoiser, whose blocks are in one module that is not PyTorch's."""
+
+    def __init__(self, **config):
+        super().__init__(**config)
+        self.transformer_blocks = self.single_transformer_blocks = torch.nn.ModuleList([torch.nn.Identity()])
+
+
+def test_a_denoiser_whose_blocks_are_elsewhere():
+    pipe = BUILDERS["flux"]()
+    config = {key: value for key, value in pipe.transformer.config.items() if not key.startswith("_")}
+    pipe.transformer = BlocksElsewhere(**config)
+    with pytest.raises(TypeError, match=r"no module 'transformer_blocks\.0\.attn\.to_out\.0', .* computed elsewhere"):
+        negengine.apply(pipe, negengine.NegToMe())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.transformer.modules())
+    negengine.apply(pipe, negengine.SeedVariance())
+    with pytest.raises(ValueError, match="no method is applied"):
+        negengine.status(negengine.remove(pipe))
+
+
+def test_blocks_that_went_elsewhere_after_apply():
+    pipe = negengine.apply(BUILDERS["flux"](), negengine.NegToMe())
+    pipe.transformer.single_transformer_blocks = torch.nn.ModuleList([])
+    with pytest.raises(TypeError, match=r"no module 'single_transformer_blocks\.0\.attn'"):
+        draw(pipe)

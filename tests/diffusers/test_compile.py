@@ -98,7 +98,8 @@ def test_other_values_do_not_recompile(family):
         assert backend.graphs == made, other
 
 
-@pytest.mark.parametrize("name", ["mnist-flux", pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["mnist-flux", "mnist-sdxl"])
 def test_embedded_pipelines(name):
     """In as few steps as are active and inactive."""
     preset, call = models.negtome_preset(name), models.preset(name).call_kwargs(2) | {"num_inference_steps": 4}
@@ -131,6 +132,7 @@ def test_pictures(family, masked):
     assert backend.graphs <= 2
 
 
+@pytest.mark.exhaustive
 @FAMILIES
 def test_dropout(family):
     pipe, backend = BUILDERS[family](), Counting()
@@ -141,6 +143,7 @@ def test_dropout(family):
     assert backend.graphs <= 2
 
 
+@pytest.mark.exhaustive
 def test_through_autograd_tracing():
     """`aot_eager` functionalises: the in-place operator must survive it."""
     pipe = BUILDERS["flux"]()

@@ -1,12 +1,15 @@
 """Copies of a pipeline that methods are applied to: they are pipelines of their own, without methods."""
 
 import copy
+import dataclasses
+import functools
+import gc
 import pickle
 
 import diffusers
 import pytest
 import torch
-from tiny import BUILDERS, draw, sdxl
+from tiny import BUILDERS, denoiser, draw, sdxl
 
 import negengine
 from negengine.diffusers.listen import MethodListener
@@ -32,6 +35,27 @@ def test_a_shallow_copy_with_a_scheduler_of_its_own(family):
     negengine.remove(base)
     assert torch.equal(draw(twin), expected)
     assert torch.equal(draw(base), plain)
+
+
+@pytest.mark.parametrize("family", ["flux", pytest.param("sdxl", marks=pytest.mark.exhaustive)])
+def test_methods_on_a_copy_act_in_its_calls_alone(family):
+    """Whether the original has methods of its own or not."""
+    base, call = BUILDERS[family](), functools.partial(draw, prompts=1)
+
+    def request(*methods):
+        twin = copy.copy(base)
+        twin.scheduler = copy.deepcopy(base.scheduler)
+        return call(negengine.apply(twin, *methods) if methods else twin)
+
+    plain, merged = call(base), call(negengine.apply(BUILDERS[family](), SETTINGS))
+    assert not torch.equal(merged, plain)
+    assert [torch.equal(request(SETTINGS), merged), torch.equal(request(), plain), torch.equal(call(base), plain)] == [True] * 3
+    negengine.apply(base, dataclasses.replace(SETTINGS, alpha=0.3))
+    own = call(base)
+    assert [torch.equal(request(SETTINGS), merged), torch.equal(request(), plain), torch.equal(call(base), own)] == [True] * 3
+    gc.collect()  # copies that are gone leave nothing
+    negengine.remove(base)
+    assert not denoiser(base)._forward_pre_hooks
 
 
 def test_a_method_that_a_user_put_on_the_instance_is_copied():

@@ -118,12 +118,12 @@ def test_beside_other_methods(builder, caplog):
         ("flux", None, {"guidance": 1.0}, "at true_cfg_scale 1 "),
         ("sd", None, {"avoid_with": NormalizedAttentionGuidance(blocks=("nowhere",))}, "no attention block .* is named 'nowhere'"),
         ("sd", NAG, {}, r"NAG is applied already.*negengine\.remove\(pipe, negengine\.NormalizedAttentionGuidance\)"),
-        ("flux", "shared", {}, "methods are applied to its denoiser, or to a pipeline that shares it"),
+        ("flux", "bare", {}, "methods are applied to the denoiser itself"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_step(builder, prepare, arguments, message):
     pipe = tiny.BUILDERS[builder]()
-    if prepare == "shared":
+    if prepare == "bare":
         negengine.apply(tiny.denoiser(pipe), negengine.NegToMe(group_size=1, timesteps=(0, 1000)))
     elif prepare:
         negengine.apply(pipe, prepare)

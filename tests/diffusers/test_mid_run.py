@@ -1,18 +1,21 @@
 """Methods that a callback applies or removes in the middle of a run: what acts, and that the reports tell it."""
 
+import gc
 import logging
+import threading
+import weakref
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler, FirstBlockCacheConfig
 from test_apply_remove import state
-from tiny import BETAS, BUILDERS, draw
+from tiny import BETAS, BUILDERS, SIZE, draw, half_mask, picture
 
 import negengine
-from negengine import CADS, NegToMe, NormalizedAttentionGuidance, SeedVariance
+from negengine import CADS, DynamicNegativeGuidance, NegToMe, NormalizedAttentionGuidance, SeedVariance
 from negengine.ops import verdicts
 
-FIRST_STEP, WHOLE = (999, 1000), (0, 1000)
+FIRST_STEP, LATER, WHOLE = (999, 1000), (0, 998), (0, 1000)
 NEXT = "in the middle of a run; it begins with the next"
 
 
@@ -24,7 +27,7 @@ def nag(timesteps=WHOLE):
     return NormalizedAttentionGuidance(negative_prompt="the sea", scale=3.0, alpha=0.5, timesteps=timesteps)
 
 
-def draw_and(pipe, change, step=0):
+def draw_and(pipe, change, step=0, **call):
     """Latents of a run in which ``change(pipe)`` is called at the end of a step."""
 
     def callback(pipe, i, timestep, tensors):
@@ -32,7 +35,7 @@ def draw_and(pipe, change, step=0):
             change(pipe)
         return {}
 
-    return draw(pipe, callback_on_step_end=callback)
+    return draw(pipe, callback_on_step_end=callback, **call)
 
 
 def logged(caplog):
@@ -54,16 +57,100 @@ def test_what_is_applied_in_mid_run_begins_with_the_next(family, caplog):
     assert negengine.status(pipe) == negengine.status(fresh)
 
 
-def test_what_was_there_goes_on_beside_what_is_applied(family, caplog):
-    pipe = negengine.apply(BUILDERS[family](), negtome(), nag())
-    expected, reports = draw(pipe), list(negengine.status(pipe))
+APPLIED = {
+    "NegToMe": lambda window: negtome(window),
+    "NAG": lambda window: nag(window),
+    "a picture": lambda window: NegToMe(
+        threshold=-1, timesteps=window, min_grid=1, reference=negengine.ReferenceImage(picture(), half_mask())
+    ),
+    "seed variance": lambda window: SeedVariance(share=0.5, strength=3.0, timesteps=window),
+}
+
+
+@pytest.mark.parametrize("name", APPLIED)
+def test_what_is_applied_beside_another_acts_from_the_next_step_on(family, name, caplog):
+    """As if its window had begun there; the other goes on."""
+    other = negtome() if name == "NAG" else nag()
+    expected = draw(negengine.apply(BUILDERS[family](), other, APPLIED[name](LATER)))
+    pipe = negengine.apply(BUILDERS[family](), other)
+    alone = draw(pipe)
+    reports = []
+
+    def change(pipe):
+        negengine.apply(pipe, APPLIED[name](WHOLE))
+        reports.extend(negengine.status(pipe))
+
     with caplog.at_level(logging.INFO, logger="negengine"):
-        assert torch.equal(draw_and(pipe, lambda pipe: negengine.apply(pipe, CADS())), expected)
-    assert list(negengine.status(pipe))[:2] == reports
-    assert NEXT in str(negengine.status(pipe)[CADS])
-    assert [level for level, _ in logged(caplog)] == ["INFO", "INFO", "WARNING"]
-    draw(pipe)
-    assert negengine.status(pipe)[CADS].active_steps
+        got = draw_and(pipe, change)
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, alone)
+    assert [(report.stage, report.steps, report.active_steps) for report in reports] == [("running", 1, 1), ("running", 1, 0)]
+    assert [(report.steps, report.active_steps) for report in negengine.status(pipe)] == [(3, 3), (3, 2)]
+    assert logged(caplog) == [("INFO", str(report)) for report in negengine.status(pipe)]
+    assert torch.equal(draw(pipe), draw(negengine.apply(BUILDERS[family](), other, APPLIED[name](WHOLE))))
+
+
+def test_a_method_that_decides_the_prediction_is_told_of_the_call():
+    pipe = negengine.apply(BUILDERS["sdxl"](), negtome())
+    alone = draw(pipe)
+    dng = DynamicNegativeGuidance(prompt="the sea", surrogate="ancestral")
+    got = draw_and(pipe, lambda pipe: negengine.apply(pipe, dng), step=1)
+    report = negengine.status(pipe)[DynamicNegativeGuidance]
+    assert (report.steps, report.active_steps, len(report.p)) == (3, 1, 2)
+    assert not torch.equal(got, alone)
+
+
+@pytest.mark.parametrize("name", ["a group of 3", "a method that needs guidance"])
+def test_what_cannot_work_in_the_call_is_refused_and_changes_nothing(name, caplog):
+    wrong, call = NegToMe(group_size=3), {}
+    if name != "a group of 3":
+        wrong, call = negengine.GuidanceInterval(low=0.2, high=3.0), {"guidance_scale": 1.0}
+    pipe = negengine.apply(BUILDERS["sdxl"](), negtome())
+    expected, report = draw(pipe, **call), str(negengine.status(pipe))
+
+    def change(pipe):
+        with pytest.raises(ValueError, match=r"group_size 3 does not divide|no classifier-free guidance in this call"):
+            negengine.apply(pipe, wrong)
+
+    assert torch.equal(draw_and(pipe, change, **call), expected)
+    assert str(negengine.status(pipe)) == report
+
+
+def test_rows_cannot_join_a_step_cache_in_mid_run():
+    pipe = negengine.apply(BUILDERS["flux"](), negtome())
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    expected = draw(pipe)
+
+    def change(pipe):
+        with pytest.raises(ValueError, match=r"NAG joins rows .* a step cache keeps something .* apply it before the call"):
+            negengine.apply(pipe, nag())
+
+    assert torch.equal(draw_and(pipe, change), expected)
+
+
+def test_what_another_thread_applies_begins_with_the_next(family):
+    """The denoiser may be at work."""
+    pipe = negengine.apply(BUILDERS[family](), nag())
+    expected = draw(pipe)
+
+    def change(pipe):
+        thread = threading.Thread(target=negengine.apply, args=(pipe, negtome()))
+        thread.start()
+        thread.join()
+
+    assert torch.equal(draw_and(pipe, change), expected)
+    assert NEXT in str(negengine.status(pipe)[NegToMe])
+
+
+def test_a_call_that_failed_keeps_no_pipeline_alive():
+    """What newcomers are told is kept while a call runs, and names its pipeline."""
+    pipe = negengine.apply(BUILDERS["sdxl"](), negtome())
+    with pytest.raises(ValueError, match="generators of length 3"):
+        pipe("a cat", num_images_per_prompt=2, generator=[torch.Generator()] * 3, **SIZE["sdxl"])
+    gone = weakref.ref(pipe), weakref.ref(pipe.unet)
+    del pipe
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
 
 
 def test_what_is_removed_acts_no_more_and_the_others_go_on(family, caplog):
@@ -102,13 +189,33 @@ def check_unpinned():
     assert verdicts._pinned.view is None
 
 
-def test_other_settings_in_mid_run_begin_with_the_next(family):
-    expected = draw(negengine.apply(BUILDERS[family](), negtome(FIRST_STEP)))
+@pytest.mark.parametrize("step", [0, 1])
+def test_other_settings_in_mid_run_act_from_the_next_step_on(family, step, caplog):
+    seen = []
+    pipe = BUILDERS[family]()
+    draw(pipe, callback_on_step_end=lambda pipe, i, timestep, tensors: seen.append(float(timestep)) or {})
+    expected = draw(negengine.apply(pipe, negtome(alpha=lambda t: 0.9 if t >= seen[step] - 1e-3 else 0.3)))
     pipe = negengine.apply(BUILDERS[family](), negtome())
-    assert torch.equal(draw_and(pipe, lambda pipe: negengine.apply(pipe, negtome(alpha=0.3))), expected)
-    assert NEXT in str(negengine.status(pipe)[NegToMe])
+    with caplog.at_level(logging.INFO, logger="negengine"):
+        got = draw_and(pipe, lambda pipe: negengine.apply(pipe, negtome(alpha=0.3)), step)
+    assert torch.equal(got, expected)
+    report = negengine.status(pipe)
+    assert (report.steps, report.active_steps) == (3, 2 - step)
+    assert [text.endswith("taken off in the middle of the run") for _, text in logged(caplog)] == [True, False]
     assert torch.equal(draw(pipe), draw(negengine.apply(BUILDERS[family](), negtome(alpha=0.3))))
-    assert negengine.status(pipe)[NegToMe].steps == 3
+
+
+def test_the_backend_stays_the_same_when_settings_change():
+    pipe, pinned = negengine.apply(BUILDERS["sdxl"](), negtome()), []
+
+    def change(pipe):
+        before = verdicts._pinned.view is not None
+        negengine.apply(pipe, negtome(alpha=0.3))
+        pinned.append((before, verdicts._pinned.view is not None))
+
+    draw_and(pipe, change)
+    assert pinned == [(True, True)]
+    check_unpinned()
 
 
 def test_what_comes_and_goes_within_a_run_leaves_the_rest_alone(family):

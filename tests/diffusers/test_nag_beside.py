@@ -17,7 +17,7 @@ from tiny import BUILDERS, denoiser, draw, flux, picture, sd, sdxl
 import negengine
 from negengine import NegToMe, NormalizedAttentionGuidance
 
-KINDS = pytest.mark.parametrize("builder", ["flux", "sdxl", "sd"])
+KINDS = pytest.mark.parametrize("builder", ["flux", pytest.param("sdxl", marks=pytest.mark.exhaustive), "sd"])
 # where nothing is of the family but that it is a UNet
 SOME_KINDS = pytest.mark.parametrize("builder", ["flux", pytest.param("sdxl", marks=pytest.mark.exhaustive), "sd"])
 
@@ -63,7 +63,7 @@ def test_both_rows_stay_one_image(blocks, other):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["NAG first", "NegToMe first"])
-@pytest.mark.parametrize("builder", [flux, sdxl, sd])
+@pytest.mark.parametrize("builder", [flux, pytest.param(sdxl, marks=pytest.mark.exhaustive), sd])
 def test_beside_negtome(builder, order):
     blocks = ("transformer_blocks", "single_transformer_blocks") if builder is flux else ("up_blocks.1.attentions.0",)
     # one step of a UNet, and few blocks: the tokens of both ways differ by less than NegToMe's closest decision
@@ -191,13 +191,14 @@ def test_two_graphs_and_the_eager_result(builder, how):
     compiled(pipe, backend, how)
     assert_close(draw(pipe), draw(eager), plain)
     assert 0 < report(pipe).active_steps < report(pipe).steps
-    assert backend.graphs == 2
+    made = backend.graphs
+    assert 2 <= made <= 4  # where the process has compiled these functions for other numbers of rows, torch lets them vary
     for call in ({"seed": 5}, {"num_inference_steps": 4}):
         assert_close(draw(pipe, **call), draw(eager, **call), plain)
     for settings in ({"negative_prompt": "noise"}, {"timesteps": (0, 600)}):
         guide(pipe, **settings), guide(eager, **settings)
         assert_close(draw(pipe), draw(eager), plain)
-    assert backend.graphs == 2
+    assert backend.graphs == made
     torch._dynamo.reset()
 
 

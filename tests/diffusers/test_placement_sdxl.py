@@ -26,7 +26,7 @@ def test_three_prompts_of_three_images(matching, reference, guidance_scale):
     assert status.group_size == 3
 
 
-@pytest.mark.parametrize("height,width", [(40, 104), (88, 72), (64, 64)])
+@pytest.mark.parametrize("height,width", guarded([(40, 104), (88, 72), (64, 64)], lambda height, width: height == 88))
 def test_sizes(height, width):
     assert_same("sdxl", functools.partial(draw, n=2, height=height, width=width), 2)
 
@@ -37,7 +37,9 @@ def test_blocks_with_a_grid_shorter_than_min_grid_are_left_alone(min_grid, activ
     assert assert_same("sdxl", draw, 2, min_grid=min_grid).active_blocks == active
 
 
-@pytest.mark.parametrize("blocks", [("down_blocks",), ("mid_block",), ("up_blocks.1", "down_blocks.1")])
+@pytest.mark.parametrize(
+    "blocks", guarded([(("down_blocks",),), (("mid_block",),), (("up_blocks.1", "down_blocks.1"),)], lambda blocks: len(blocks) > 1)
+)
 def test_blocks(blocks):
     assert_same("sdxl", draw, 2, blocks=blocks)
 

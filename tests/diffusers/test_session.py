@@ -1,5 +1,6 @@
 """Several methods on one pipeline: what each may see and change, in which order, and that nothing of them remains."""
 
+import copy
 import itertools
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,10 +23,13 @@ from negengine import (
     SafeLatentDiffusion,
     SeedVariance,
 )
+from negengine.diffusers.apply import _of
 from negengine.diffusers.effect import Effect
 from negengine.diffusers.effects import EFFECTS
 from negengine.diffusers.report import Report
-from negengine.diffusers.rows import Join
+from negengine.diffusers.rows import Join, Owners
+from negengine.diffusers.running import RunningCall
+from negengine.diffusers.session import Place, Session
 from negengine.methods.base import Method
 
 AVOID = "the sea"
@@ -84,7 +88,7 @@ class Recording(Effect):
 
     def joins(self, inputs, rows):
         self.note("joins", rows.base)
-        return Join(torch.arange(self.images))
+        return Join(Owners(range(self.images), torch.device("cpu")))
 
     def tokens(self, x, number, rows):
         self.note("tokens", number, len(x))
@@ -238,22 +242,19 @@ def test_three_methods_leave_nothing(order, family):
 
 
 @pytest.mark.parametrize("reference", ["first", "picture"])
-def test_negtome_does_not_see_the_rows_of_guidance(reference, family):
-    """Groups count the pipeline's rows; the avoided branch neither merges nor is merged with."""
+def test_negtome_merges_the_rows_of_guidance_as_groups_of_their_own(reference, family):
+    """The avoided branch is merged as often as one of the pipeline's, and no image of the pipeline's is merged with it."""
     given = negengine.ReferenceImage(picture(), mask=half_mask()) if reference == "picture" else reference
     settings = NegToMe(threshold=-1, timesteps=(0, 1000), min_grid=1, reference=given)
     pipe = negengine.apply(BUILDERS[family](), settings)
     alone = draw(pipe)
-    counted = negengine.status(pipe)[NegToMe]
+    before = negengine.status(pipe)[NegToMe]
     negengine.apply(pipe, NegativePrompting(prompt=AVOID, scale=0.0))  # rows, but no push
     both = draw(pipe)
-    assert negengine.status(pipe)[NegToMe] == counted
-    plain = draw(BUILDERS[family]())
-    change = (alone - plain).abs().max().item()
-    if family == "flux":  # on the others the base is guided by the method instead of the pipeline: the same up to rounding
-        torch.testing.assert_close(both, alone, rtol=0, atol=change / 100)
-    else:
-        torch.testing.assert_close(both, alone, rtol=0, atol=change / 100)
+    after, branches = negengine.status(pipe)[NegToMe], 1 if family == "flux" else 2
+    assert after.merged_tokens == after.eligible_tokens == before.eligible_tokens * (branches + 1) // branches > 0
+    change = (alone - draw(BUILDERS[family]())).abs().max().item()
+    torch.testing.assert_close(both, alone, rtol=0, atol=change / 100)
 
 
 def test_no_hook_on_a_block_for_a_method_that_works_on_predictions(family):
@@ -283,6 +284,53 @@ class Waits(TorchDispatchMode):
 
 
 WAITING = itertools.product((("dng", "negtome", "cads"), ("np",), ("sld",), ("seed-variance",)), ("flux", "sdxl"))
+
+
+@pytest.mark.parametrize("family", ["flux", "sdxl"])
+def test_a_block_of_an_inactive_step_reads_one_attribute(family, monkeypatch):
+    pipe = BUILDERS[family]()
+    negengine.apply(pipe, NegToMe(timesteps=(0, 0)), NormalizedAttentionGuidance(negative_prompt=AVOID, timesteps=(0, 0)))
+    hooked = [
+        (module, hook)
+        for name, module in denoiser(pipe).named_modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for hook in hooks.values()
+        if name
+    ]
+    assert hooked
+    read = []
+    for kind in (Session, Place, RunningCall):
+
+        def reading(owner, name, usual=kind.__getattribute__):
+            read.append(name)
+            return usual(owner, name)
+
+        monkeypatch.setattr(kind, "__getattribute__", reading)
+    for module, hook in hooked:
+        ends = {"_site_input": (), "_site_output": (torch.ones(1),), "_site_arguments": ({},)}[hook.func.__name__]
+        assert hook(module, (torch.ones(1),), *ends) is None
+    assert read == ["active"] * len(hooked)
+
+
+def test_a_copied_denoiser_is_told_of_no_call():
+    """Its hooks and its session share one call, which never begins; the original's goes on in its own."""
+    pipe = BUILDERS["flux"]()
+    negengine.apply(pipe, NegToMe())
+    (session,) = _of(denoiser(pipe))
+    session.running.open = session.running.active = True  # as in the middle of a call
+    twin = copy.deepcopy(denoiser(pipe))
+    session.running.open = session.running.active = False
+    place, other = "transformer_blocks.0.attn.to_out.0", "transformer_blocks.1.attn.to_out.0"
+    running = {}
+    for model in (denoiser(pipe), twin):
+        hooks = [next(iter(model.get_submodule(name)._forward_pre_hooks.values())) for name in (place, other)]
+        (running[model],) = {hook.args[0] for hook in hooks}
+        assert all(hook.args[1].running is running[model] for hook in hooks)
+    draw(pipe)
+    assert running[denoiser(pipe)].clock.steps
+    assert not running[twin].clock.steps
+    assert not running[twin].open
+    assert not running[twin].active
 
 
 @pytest.mark.parametrize(
@@ -324,7 +372,7 @@ def test_bad_calls(family):
     negengine.apply(pipe, NEGTOME)
     negengine.remove(pipe, CADS)
     assert [report.method for report in negengine.status(pipe)] == ["NegToMe"]
-    with pytest.raises(KeyError, match="CADS is not applied; there are NegToMe"):
+    with pytest.raises(KeyError, match="no method CADS is applied; there are reports of NegToMe"):
         negengine.status(pipe)[CADS]
 
 
@@ -358,14 +406,19 @@ def test_removing_what_is_not_there_removes_nothing(family):
     assert [report.method for report in negengine.status(pipe)] == ["NegToMe"]
 
 
-def test_a_second_pipeline_on_a_denoiser_is_named(caplog):
+def test_methods_are_on_a_denoiser_or_on_its_pipelines(caplog):
     first = negengine.apply(BUILDERS["sdxl"](), NEGTOME)
-    second = type(first)(**first.components, add_watermarker=False)
+    unet = first.unet
     with caplog.at_level("WARNING", logger="negengine"):
-        negengine.apply(second, METHODS["cads"])
-    assert "taken off the StableDiffusionXLPipeline" in caplog.text
-    with pytest.raises(ValueError, match="shares this denoiser got methods of its own"):
-        negengine.status(first)
+        negengine.apply(unet, negengine.NegToMe(group_size=2, timesteps=(0, 1000)))
+    assert "those on the StableDiffusionXLPipeline are taken off" in caplog.text
+    assert negengine.status(first) == negengine.status(unet)
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="negengine"):
+        negengine.apply(first, NEGTOME)
+    assert "those on the denoiser are taken off" in caplog.text
+    draw(first)
+    assert negengine.status(unet)[negengine.NegToMe].steps == 3
 
 
 class Stop(Exception):
@@ -404,7 +457,7 @@ def test_modular_pipelines_are_refused():
 
     pipe = StableDiffusionXLAutoBlocks().init_pipeline()
     pipe.update_components(unet=BUILDERS["sdxl"]().unet)
-    with pytest.raises(TypeError, match=r"is a modular pipeline: .*with_negative_guidance"):
+    with pytest.raises(TypeError, match=r"is a modular pipeline: .*with_negative_guidance.*act on its denoiser: .*pipe\.unet"):
         negengine.apply(pipe, NEGTOME)
 
 
@@ -424,7 +477,7 @@ NOTHING = [
     (SafeLatentDiffusion.preset("medium", prompt=AVOID), "ended within its warm-up of 10 steps"),
     (SeedVariance(strength=0.0), "`strength` is 0"),
     (NegToMe(alpha=0.0, threshold=-1, timesteps=(0, 1000), min_grid=1), "`alpha` is 0"),
-    (GuidanceInterval(low=0.0, high=1000.0), "every step lies in the interval"),
+    (GuidanceInterval(low=0.0, high=1000.0), "every step that the pipeline guides lies in the interval"),
 ]
 
 

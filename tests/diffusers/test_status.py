@@ -1,7 +1,9 @@
 """What a run did is counted exactly, and a run that did nothing says why."""
 
+import copy
 import functools
 import logging
+import pickle
 
 import pytest
 import torch
@@ -105,3 +107,17 @@ def test_before_the_first_run(family):
     assert "not run yet" in str(negengine.status(pipe))
     with pytest.raises(ValueError, match="no method is applied"):
         negengine.status(negengine.remove(pipe))
+
+
+def test_one_method_alone_answers_for_the_status():
+    pipe = negengine.apply(BUILDERS["flux"](), negengine.NegToMe(**ALL))
+    status = negengine.status(pipe)
+    assert status.blocks == status[negengine.NegToMe].blocks == BLOCKS["flux"]
+    assert copy.copy(status) == pickle.loads(pickle.dumps(status)) == status
+    with pytest.raises(AttributeError, match="no attribute 'merged'"):
+        status.merged  # noqa: B018
+    negengine.apply(pipe, negengine.CADS())
+    with pytest.raises(
+        AttributeError, match=r"reports of NegToMe and CADS: ask one of them, such as status\[negengine\.NegToMe\]\.blocks"
+    ):
+        negengine.status(pipe).blocks  # noqa: B018

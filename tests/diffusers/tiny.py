@@ -56,9 +56,9 @@ def _clip(cls, tokenizer):
     )
 
 
-def _t5(tokenizer):
+def _t5(tokenizer, width=WIDTH):
     return T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=16, d_ff=WIDTH, num_layers=1, num_heads=2, dropout_rate=0.0)
+        T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=16, d_ff=WIDTH, num_layers=1, num_heads=2, dropout_rate=0.0)
     )
 
 
@@ -244,9 +244,25 @@ def denoiser(pipe):
     return pipe.transformer if hasattr(pipe, "transformer") else pipe.unet
 
 
+def attentions(model):
+    """Its attention modules by name; not every model of diffusers lists them itself."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "set_processor")}
+
+
+TRANSFORMERS = {
+    "FluxTransformer2DModel": "flux",
+    "SD3Transformer2DModel": "sd3",
+    "QwenImageTransformer2DModel": "qwen",
+    "ChromaTransformer2DModel": "chroma",
+    "Flux2Transformer2DModel": "flux2",
+    "Lumina2Transformer2DModel": "lumina",
+    "ZImageTransformer2DModel": "z_image",
+}
+
+
 def kind(pipe):
     if hasattr(pipe, "transformer"):
-        return "flux"
+        return TRANSFORMERS[type(getattr(pipe.transformer, "_orig_mod", pipe.transformer)).__name__]
     return "sdxl" if hasattr(pipe, "text_encoder_2") else "sd"
 
 
@@ -283,6 +299,14 @@ def draw(pipe, prompts=2, n=2, seed=2, **kwargs):
     return pipe(PROMPTS[:prompts], generator=torch.Generator().manual_seed(seed), **arguments).images
 
 
+def of_1000(model, timestep):
+    """A denoiser's timestep, of 1000."""
+    t = float(timestep.flatten()[0])
+    if type(model).__name__ in ("Lumina2Transformer2DModel", "ZImageTransformer2DModel"):  # from 0, which is noise, to 1
+        return round(1000 * (1 - t), 3)
+    return t if type(model).__name__ in ("UNet2DConditionModel", "SD3Transformer2DModel") else 1000 * t
+
+
 @contextmanager
 def watched(model):
     """A list that fills with (timestep of 1000, rows) of the calls of a denoiser, as its forward gets them."""
@@ -291,8 +315,7 @@ def watched(model):
     def note(module, args, kwargs):
         sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        scale = 1000 if "hidden_states" in kwargs else 1
-        calls.append((float(timestep.flatten()[0]) * scale, len(sample)))
+        calls.append((of_1000(module, timestep), len(sample)))
 
     hook = model.register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -101,8 +101,9 @@ def test_the_digits_remain_what_was_asked_for(groups: tuple[Groups, Groups]) -> 
 # --- a picture to avoid --------------------------------------------------------------------------------------------
 
 
-@EITHER
-@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.exhaustive), True])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", models.NAMES, indirect=True)
+@pytest.mark.parametrize("masked", [False, True])
 def test_a_picture_is_avoided(pipeline: DiffusionPipeline, judge: Classifier, name: str, masked: bool) -> None:
     """Less like a given real digit than the same seeds without it, on the average of three digits."""
     digits, labels = models.heldout_digits()

@@ -161,10 +161,8 @@ def test_command_trains_what_loads(cli, name: str, tmp_path: Path) -> None:
     assert pipeline("7", height=32, width=32, num_inference_steps=1).images[0].size == (32, 32)
 
 
-SDXL = pytest.param("mnist-sdxl", SdxlTask, marks=pytest.mark.exhaustive)
-
-
-@pytest.mark.parametrize("model, task", [("mnist-flux", FluxTask), SDXL])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("model, task", [("mnist-flux", FluxTask), ("mnist-sdxl", SdxlTask)])
 def test_command_continues_after_an_interrupt_to_the_same_file(
     cli, model: str, task: type[GeneratorTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

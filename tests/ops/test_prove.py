@@ -220,6 +220,7 @@ def test_an_answer_without_the_device(tmp_path, monkeypatch):
     assert part == {"unknown": "RuntimeError: the device GPU-of-another-machine is not visible to a new process", "done": True}
 
 
+@pytest.mark.exhaustive
 def test_the_real_child_proves_the_kernels_under_the_interpreter(monkeypatch, tmp_path, caplog):
     """It runs them on this CPU: right, and far slower than the fallback."""
     caplog.set_level("INFO", "negengine")

@@ -16,7 +16,7 @@ negtome = importlib.import_module("negengine.ops.negtome")  # the package has a 
 
 @pytest.fixture
 def settled(monkeypatch):
-    """How often a call was settled; calls on the CPU take the way of those on a GPU."""
+    """How often a call was settled, also where the kernels are interpreted."""
     found, settle = [], negtome._settle
     monkeypatch.setattr(repeated, "applies", lambda x: True)
     monkeypatch.setattr(repeated, "_known", {})
@@ -109,10 +109,27 @@ def test_what_is_settled_does_not_add_up(settled, monkeypatch):
         assert len(repeated._known) <= 3
 
 
-def test_only_what_nobody_watches(monkeypatch):
-    """On a GPU, without gradients, outside of modes and profiles; a stand-in for a tensor of a GPU."""
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    x = torch.randn(2)
+def test_a_table_on_the_cpu_is_compared_with_what_is_said_about_it(settled):
+    """Also that of a call like one before, whose table has been overwritten since."""
+    references = group_references("first", 3, 3)
+    said = {"references": references, "table": references.flatten().tolist(), "disjoint": True}
+    for _ in range(2):
+        call(**said)
+    assert len(settled) == 1
+    references.fill_(1)
+    with pytest.raises(ValueError, match="table must hold the entries of references"):
+        call(**said)
+    with pytest.raises(ValueError, match="both has a reference and is one"):
+        call(references=references, disjoint=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_what_nobody_watches(monkeypatch, device):
+    """Without gradients, outside of modes, traces and profiles; for a tensor of a GPU there is a stand-in."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", device == "cuda")
+    monkeypatch.setattr(torch.Tensor, "is_cpu", device == "cpu")
+    monkeypatch.setattr(repeated, "_interpreted", lambda: False)
+    x, seen = torch.randn(2), []
     assert not repeated.applies(x)
     with torch.no_grad():
         assert repeated.applies(x)
@@ -120,4 +137,9 @@ def test_only_what_nobody_watches(monkeypatch):
             assert not repeated.applies(x)
         with FlopCounterMode(display=False):
             assert not repeated.applies(x)
+        torch.jit.trace(lambda y: seen.append(repeated.applies(y)) or y + 1, x, check_trace=False)
+        assert seen
+        assert not any(seen)
         assert not repeated.applies(torch.nn.Parameter(x))
+        monkeypatch.setattr(repeated, "_interpreted", lambda: True)
+        assert repeated.applies(x) == (device == "cuda")

@@ -12,7 +12,7 @@ from negengine.diffusers.clock import Clock
 from negengine.diffusers.effect import Call, Effect
 from negengine.diffusers.families import Family
 from negengine.diffusers.report import Report
-from negengine.diffusers.rows import Rows, reach, replace
+from negengine.diffusers.rows import Rows, halves, reach, replace
 from negengine.methods import CADS, Method, SeedVariance
 from negengine.ops.conditioning import cads, cads_gamma, seed_variance
 
@@ -24,6 +24,8 @@ class ConditioningEffect(Effect[Settings]):
 
     The random numbers are drawn on the device, between forwards.
     """
+
+    tells_branches = True
 
     def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         super().__init__(settings, family, denoiser, unscheduled)
@@ -39,17 +41,25 @@ class ConditioningEffect(Effect[Settings]):
 
     def begin(self, call: Call) -> None:
         self.images, self._device = call.images, call.device
-        text = {name: value.shape for name, value in call.inputs().items()}
+        mask = self.family.conditioning.mask
+        text = {name: value.shape for name, value in call.inputs().items() if name != mask}
         self.shapes = text if self.pooled else {name: shape for name, shape in text.items() if len(shape) == 3}
         self.random = {}
 
     def second_prompts(self) -> None:
-        if not self.unconditional:
-            both = ", or CADS(unconditional=True) to change both" if hasattr(self.settings, "unconditional") else ""
+        if self._ragged or not self.unconditional:
+            able = hasattr(self.settings, "unconditional") and not self._ragged
+            both = ", or CADS(unconditional=True) to change both" if able else ""
             raise ValueError(
-                f"the pipeline's true CFG calls the denoiser twice, and {self.settings.title} cannot tell the calls apart; pass "
-                f"true_cfg_scale=1{both} (DynamicNegativeGuidance and NegativePrompting have cfg=... in its place)"
+                f"the pipeline's true CFG calls the denoiser twice, and {self.settings.title} cannot tell the calls apart; "
+                f"pass {self.family.conditioning.scale}=1{both} "
+                "(DynamicNegativeGuidance and NegativePrompting have cfg=... in its place)"
             )
+
+    @property
+    def _ragged(self) -> bool:
+        """Whether texts have lengths of their own, and are filled up to stand in one batch."""
+        return self.family.conditioning.longest is None
 
     @property
     def pooled(self) -> bool:
@@ -70,16 +80,22 @@ class ConditioningEffect(Effect[Settings]):
         return Report(self.settings.title, self.family.name, clock.steps, self.active_steps, nothing=nothing)
 
     def inputs(self, inputs: dict[str, Any], rows: Rows) -> dict[str, Any]:
+        conditional = halves(rows.base, self.images, self.settings.title, self.family.conditioning).conditional
+        chosen = slice(0, rows.base) if self.unconditional else conditional
+        mask = inputs.get(self.family.conditioning.mask or "") if self._ragged else None
         for name in self.shapes:
             clean = reach(inputs, name)
-            kept = 0 if self.unconditional else rows.base - self.images
-            edited = self.changed(clean[kept:], *(random[: len(clean) - kept] for random in self.random[name]))
-            inputs = replace(inputs, name, torch.cat([clean[:kept], edited]) if kept else edited)
+            part = clean[chosen]  # one row may stand for all images
+            drawn = [random[: len(part), : clean.shape[1]] for random in self.random[name]]
+            used = None if mask is None or clean.ndim != 3 else mask[chosen, :, None].to(clean.device, torch.bool)
+            edited = self.changed(part, used, *drawn)
+            whole = len(edited) == len(clean)
+            inputs = replace(inputs, name, edited if whole else torch.cat([clean[: chosen.start], edited, clean[chosen.stop :]]))
         return inputs
 
     @abstractmethod
-    def changed(self, c: Tensor, *random: Tensor) -> Tensor:
-        """``c`` changed by the random numbers of this step."""
+    def changed(self, c: Tensor, used: Tensor | None, *random: Tensor) -> Tensor:
+        """``c`` changed by the random numbers of this step; ``used`` is False where a text was filled up."""
 
     def generator(self, position: int) -> torch.Generator:
         """The same numbers at a position, whatever ran before."""
@@ -108,8 +124,8 @@ class CadsEffect(ConditioningEffect[CADS]):
         self.gamma = torch.tensor(gamma, dtype=torch.float64).to(self._device)
         return True
 
-    def changed(self, c: Tensor, *random: Tensor) -> Tensor:
-        return cads(c, self.gamma, self.settings.scale, self.settings.psi, random[0])
+    def changed(self, c: Tensor, used: Tensor | None, *random: Tensor) -> Tensor:
+        return cads(c, self.gamma, self.settings.scale, self.settings.psi, random[0], used)
 
 
 class SeedVarianceEffect(ConditioningEffect[SeedVariance]):
@@ -127,7 +143,7 @@ class SeedVarianceEffect(ConditioningEffect[SeedVariance]):
     def at(self, clock: Clock) -> bool:
         return clock.within(self.settings.timesteps) and bool(self.shapes)
 
-    def changed(self, c: Tensor, *random: Tensor) -> Tensor:
+    def changed(self, c: Tensor, used: Tensor | None, *random: Tensor) -> Tensor:
         settings = self.settings
         noise, choice = random
         return seed_variance(c, settings.share, settings.strength, noise, choice, settings.relative)

@@ -16,7 +16,7 @@ from negengine.diffusers.effects.posterior import Branches, Posterior
 from negengine.diffusers.effects.transition import check_scheduler
 from negengine.diffusers.families import Family
 from negengine.diffusers.report import DngReport, Report
-from negengine.diffusers.rows import Join, Rows
+from negengine.diffusers.rows import Halves, Join, Owners, Rows, halves, of_one_length
 from negengine.methods import DynamicNegativeGuidance, NegativePrompting
 from negengine.methods.base import Method
 
@@ -27,14 +27,17 @@ Settings = TypeVar("Settings", bound=Method)
 class BranchEffect(Effect[Settings]):
     """Owns the prediction: joins the rows of the prompt to avoid and, where the pipeline has none, the unconditional ones."""
 
+    tells_branches = True
+
     def __init__(self, settings: Settings, family: Family, denoiser: nn.Module, unscheduled: bool = False) -> None:
         super().__init__(settings, family, denoiser, unscheduled)
-        self.images = 0
+        self.images, self.branches = 0, 1 if self.cfg is None else 2
         self.pipe: Callable[[], Any] = lambda: None
         self.guidance: Tensor | None = None  # [1]
         self.rescale = 0.0
         self._scale: float | None = None
-        self._owners: tuple[Tensor, Tensor] | None = None
+        self._tells_scale = True
+        self._owners: list[Owners] = []  # if the first of the pipeline's rows are conditional, and if the second half is
         self._own: dict[str, Tensor] = {}
         self._device = torch.device("cpu")
 
@@ -54,14 +57,21 @@ class BranchEffect(Effect[Settings]):
 
     def begin(self, call: Call) -> None:
         self.check(self.settings, self.family, call.pipe, None)
+        renormalises = self.family.conditioning.renormalises
+        if renormalises is not None and getattr(call.pipe, f"_{renormalises}", None):
+            raise ValueError(
+                f"the pipeline changes the guided prediction by its norm, but {self.settings.title} decides the prediction before "
+                f"that; pass {renormalises}=False"
+            )
         self.pipe, self.images = weakref.ref(call.pipe), call.images
         branches = [call.encode(self.settings.prompt)]  # type: ignore[attr-defined]
         if self.cfg is not None:
             branches.append(call.encode(self.settings.cfg_prompt))  # type: ignore[attr-defined]
+        if self.family.conditioning.mask is not None:
+            branches = of_one_length(branches, self.family.conditioning.mask)
         self._own = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
-        rows = torch.arange(2 * call.images).to(call.device)
-        repeated = [part.repeat(len(branches)) for part in (rows[: call.images], rows[call.images :])]
-        self._owners = repeated[0], repeated[1]
+        n = call.images
+        self._owners = [Owners([*rows] * len(branches), call.device) for rows in (range(n), range(n, 2 * n))]
         self._scale, self.guidance = None, None
         self._device = call.device
 
@@ -69,7 +79,7 @@ class BranchEffect(Effect[Settings]):
         in_place = f", and {type(self.settings).__name__}(cfg=...) in its place" if hasattr(self.settings, "cfg") else ""
         raise ValueError(
             f"the pipeline's own true CFG calls the denoiser again for its negative prompt, but {self.settings.title} decides "
-            f"the prediction in one call; pass true_cfg_scale=1{in_place}"
+            f"the prediction in one call; pass {self.family.conditioning.scale}=1{in_place}"
         )
 
     def at(self, clock: Clock) -> bool:
@@ -80,13 +90,15 @@ class BranchEffect(Effect[Settings]):
         """Callbacks may change the pipeline's guidance scale in mid-run."""
         pipe = self.pipe()
         self.rescale = float(getattr(pipe, "guidance_rescale", 0.0) or 0.0)
-        scale = self.cfg if self.cfg is not None else float(getattr(pipe, "guidance_scale", 1.0))
+        self._tells_scale = hasattr(pipe, "guidance_scale")
+        own = getattr(pipe, "guidance_scale", None)  # None where it has a place for one, and none was given
+        scale = self.cfg if self.cfg is not None else 1.0 if own is None else self.family.conditioning.weight(float(own))
         if scale != self._scale:
             self._scale = scale
             self.guidance = torch.tensor([scale], dtype=torch.float64).to(self._device)
 
     def finish(self) -> None:
-        self._own, self._owners = {}, None
+        self._own, self._owners = {}, []
 
     def report(self, clock: Clock) -> Report:
         nothing = "`scale` is 0" if self.settings.scale == 0 else None  # type: ignore[attr-defined]
@@ -95,20 +107,29 @@ class BranchEffect(Effect[Settings]):
     # --- in the forward ------------------------------------------------------------------------------------------
 
     def joins(self, inputs: Mapping[str, Any], rows: Rows) -> Join | None:
-        assert self._owners is not None
-        if rows.base not in (self.images, 2 * self.images):
+        further = [name for name in self.family.conditioning.perturbing if inputs.get(name)]
+        if further:
             raise ValueError(
-                f"the denoiser is called with {rows.base} rows for {self.images} images; {self.settings.title} knows one for each, "
-                "or two with classifier-free guidance (perturbed attention and skipped layers add more: switch them off)"
+                f"the pipeline calls the denoiser once more in a step, with {further[0]}, for guidance of another kind, but "
+                f"{self.settings.title} decides the prediction in one call; switch that guidance off"
             )
-        return Join(self._owners[rows.base > self.images], self._own)
+        conditional = self._halves(rows.base).conditional
+        if rows.base > self.images and not self._tells_scale:
+            raise ValueError(
+                "the pipeline guides, but does not tell its scale (it has no attribute guidance_scale), which "
+                f"{self.settings.title} must know to decide the prediction; pass guidance_scale=1 to its call"
+            )
+        return Join(self._owners[conditional.start > 0], self._own)
 
-    def branches(self, base: Tensor, own: Tensor) -> Branches:
+    def _halves(self, base: int) -> Halves:
+        return halves(base, self.images, self.settings.title, self.family.conditioning)
+
+    def told_apart(self, base: Tensor, own: Tensor) -> Branches:
         """The predictions of one call. With the pipeline's guidance rescale the conditional one is the guided and rescaled base."""
-        n = self.images
-        negative, unconditional, conditional = own[:n], own[n:] if self.cfg is not None else None, base[-n:]
-        if len(base) > n:
-            unconditional = base[:n]
+        n, found = self.images, self._halves(len(base))
+        negative, unconditional, conditional = own[:n], own[n:] if self.cfg is not None else None, base[found.conditional]
+        if found.unconditional is not None:
+            unconditional = base[found.unconditional]
         if unconditional is None:
             return Branches(conditional, negative)
         guide_negative = getattr(self.settings, "negative", "raw") == "cfg"
@@ -138,7 +159,7 @@ class NegativePromptingEffect(BranchEffect[NegativePrompting]):
         self.strength = torch.full((call.images,), self.settings.scale, dtype=torch.float64).to(call.device)
 
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:
-        return self.branches(base, own).pushed(self.strength, len(base) // self.images)
+        return self.told_apart(base, own).pushed(self.strength, len(base) // self.images)
 
 
 class DngEffect(BranchEffect[DynamicNegativeGuidance]):
@@ -156,13 +177,17 @@ class DngEffect(BranchEffect[DynamicNegativeGuidance]):
         super().check(settings, family, pipe, scheduler)
         check_scheduler(pipe.scheduler, settings.surrogate, settings.variance)  # type: ignore[union-attr]
 
+    def reset(self) -> None:
+        super().reset()
+        self.posterior, self._heard = Posterior(self.settings, 0, torch.device("cpu")), None
+
     def begin(self, call: Call) -> None:
         super().begin(call)
         warning = check_scheduler(call.pipe.scheduler, self.settings.surrogate, self.settings.variance)
         if warning is not None and warning != self._warned:
             logger.warning("%s", warning)
         self._warned = warning
-        self.posterior, self._heard = Posterior(self.settings, call.images, call.device), None
+        self.posterior = Posterior(self.settings, call.images, call.device)
 
     def scheduled(self, clock: Clock) -> None:
         self.posterior.schedule(clock)
@@ -173,11 +198,12 @@ class DngEffect(BranchEffect[DynamicNegativeGuidance]):
 
     def stepped(self, step: Step, clock: Clock) -> None:
         if self._heard is not None:
-            self.posterior.stepped(step.position, step.sample, self._heard, step.previous, clock)
+            branches = self._heard.of_channels(step.sample.shape[1])
+            self.posterior.stepped(step.position, step.sample, branches, step.previous, clock)
         self._heard = None
 
     def prediction(self, base: Tensor, own: Tensor) -> Tensor:
-        self._heard = self.branches(base, own)
+        self._heard = self.told_apart(base, own)
         return self._heard.pushed(self.strength, len(base) // self.images)
 
     def report(self, clock: Clock) -> DngReport:

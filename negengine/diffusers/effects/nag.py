@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from negengine.diffusers.clock import Clock
@@ -13,11 +12,9 @@ from negengine.diffusers.effect import Call, Effect
 from negengine.diffusers.effects.blocks import select
 from negengine.diffusers.families import Conditioning, Family, Site
 from negengine.diffusers.report import NagReport
-from negengine.diffusers.rows import Join, Rows, with_rows
+from negengine.diffusers.rows import TEXT, Join, Rows, halves, with_rows
 from negengine.methods import NormalizedAttentionGuidance
 from negengine.ops import guidance, registry
-
-TEXT = "encoder_hidden_states"  # of a denoiser, and of its cross-attentions
 
 
 class NagEffect(Effect[NormalizedAttentionGuidance]):
@@ -39,6 +36,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
     """
 
     listens_last = True  # what other methods do to the first rows' tokens must reach the second
+    tells_branches = True
 
     def __init__(
         self, settings: NormalizedAttentionGuidance, family: Family, denoiser: nn.Module, unscheduled: bool = False
@@ -53,7 +51,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         self._sites = blocks if self.joint else [site for block in chosen for site in (block, _projection(block))]
         self._chosen = set(chosen)
         self._guides = settings.scale > 1 and settings.alpha > 0  # type: ignore[operator]
-        self._text = torch.empty(0)  # [images, L, D], the negative prompt's
+        self._text: dict[str, Tensor] = {}  # the negative prompt's [images, L, D], and its mask
         self.images = 0
 
     @classmethod
@@ -72,10 +70,10 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
 
     @property
     def joining(self) -> bool:
-        return self.joint
+        return self.joint and self._guides
 
     def sites(self) -> Iterable[Site]:
-        return self._sites
+        return self._sites if self._guides else ()
 
     def spot(self, number: int) -> bool:
         """Whether this site is guided."""
@@ -89,14 +87,15 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
             return
         registry.choose_guidance(None, call.device, call.dtype)
         self.images = call.images
-        self._text = call.encode(self.settings.negative_prompt)[TEXT]
+        encoded = call.encode(self.settings.negative_prompt)
+        self._text = {name: value for name, value in encoded.items() if name in (TEXT, self.family.conditioning.mask)}
 
     def second_prompts(self) -> None:
         """Raises ValueError: guidance in a second call of the denoiser."""
         if self._guides:
             raise ValueError(
                 f"NAG and classifier-free guidance in a second call of the denoiser do not go together on {self.family.name}; "
-                "leave out the call's true_cfg_scale and negative_prompt, and give "
+                f"pass {self.family.conditioning.scale}=1 and no negative_prompt, and give "
                 "NormalizedAttentionGuidance(negative_prompt=...)"
             )
 
@@ -104,7 +103,7 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         return self._guides and clock.within(self.settings.timesteps)
 
     def finish(self) -> None:
-        self._text = torch.empty(0)
+        self._text = {}
 
     def report(self, clock: Clock) -> NagReport:
         return NagReport(
@@ -119,13 +118,13 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
     # --- in the forward ------------------------------------------------------------------------------------------
 
     def joins(self, inputs: Mapping[str, Any], rows: Rows) -> Join | None:
-        return Join(self._conditional(rows), {TEXT: self._text}) if self.joint else None
+        return Join(self._conditional(rows), self._text) if self.joint else None
 
     def arguments(self, arguments: dict[str, Any], spot: bool, rows: Rows) -> dict[str, Any]:
         """A cross-attention's arguments with the conditional rows appended once more, under the negative text."""
         # an IP-Adapter makes the text the first of a tuple; its own embeddings are those of the conditional rows
-        wanted = Join(self._conditional(rows), {TEXT: self._text, f"{TEXT}.0": self._text})
-        return {name: with_rows(value, rows.total, [wanted], name) for name, value in arguments.items()}
+        wanted = Join(self._conditional(rows), {TEXT: self._text[TEXT], f"{TEXT}.0": self._text[TEXT]})
+        return {name: with_rows(value, rows.total, wanted, name) for name, value in arguments.items()}
 
     def tokens(self, x: Tensor, spot: bool, rows: Rows) -> Tensor | None:
         settings = self.settings
@@ -139,15 +138,8 @@ class NagEffect(Effect[NormalizedAttentionGuidance]):
         return None if self.joint else x[: rows.total]
 
     def _conditional(self, rows: Rows) -> slice:
-        """Those of the pipeline's rows that have its prompts: all, or the second half with classifier-free guidance."""
-        if rows.base == self.images:
-            return slice(0, self.images)
-        if rows.base == 2 * self.images and self.family.conditioning.cfg == "halves":
-            return slice(self.images, rows.base)
-        raise ValueError(
-            f"the denoiser is called with {rows.base} rows for {self.images} images; NAG knows one row per image, or two with "
-            "classifier-free guidance"
-        )
+        """Those of the pipeline's rows that have its prompts: all, or a half with classifier-free guidance."""
+        return halves(rows.base, self.images, self.settings.title, self.family.conditioning).conditional
 
 
 def _projection(block: Site) -> Site:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from negengine.diffusers.families import Family, Grid
-from negengine.diffusers.rows import Join
+from negengine.diffusers.rows import Join, Owners
 from negengine.methods import ReferenceImage
 
 
@@ -18,26 +18,36 @@ class Pictures:
     def __init__(self, pictures: tuple[ReferenceImage, ...], seed: int, family: Family) -> None:
         self.pictures, self.seed, self.family = pictures, seed, family
         self.latents: Tensor | None = None  # clean, [A, C, h, w]
-        self.noise: Tensor | None = None
+        self.noise: Tensor | None = None  # the same for every picture, [C, h, w]
         self.size: Grid | None = None
         self.rows: Tensor | None = None  # of the current step, as the denoiser takes them
         self._masks: dict[tuple[Grid, torch.device], Tensor | None] = {}
 
     def encode(self, pipe: Any, size: Grid, device: torch.device, dtype: torch.dtype) -> None:
-        """VAE-encode the pictures for latents of ``size``; does nothing if that was done already.
-
-        Raises:
-            ValueError: the denoiser takes more channels than latents have (inpainting), so that a picture alone
-                cannot join its batch.
-        """
+        """VAE-encode the pictures for latents of ``size``; does nothing if that was done already."""
         if self.latents is not None and (self.size, self.latents.device, self.latents.dtype) == (size, device, dtype):
             return
         clean = self.family.latents.encode(pipe, [picture.image for picture in self.pictures], size, device)
         self.latents = clean.to(device, dtype)
-        # drawn on the CPU, so that every device gets the same pictures
+        # drawn on the CPU, so that every device gets the same pictures; once for all, so that none depends on the others
         generator = torch.Generator().manual_seed(self.seed)
-        self.noise = torch.randn(clean.shape, generator=generator).to(device, dtype)
+        self.noise = torch.randn(clean.shape[1:], generator=generator).to(device, dtype)
         self.size = size
+
+    def check_channels(self, denoiser: Any) -> None:
+        """Raises ValueError: the denoiser takes more than latents (inpainting), so that a picture alone cannot join its batch."""
+        assert self.latents is not None
+        rows = self.family.latents.pack(self.latents)
+        channels, taken = rows.shape[-1 if rows.ndim == 3 else 1], getattr(denoiser.config, "in_channels", None)
+        if taken is not None and taken > channels:
+            raise ValueError(
+                f"this denoiser takes {taken} channels, but a reference picture has {channels}: inpainting and control denoisers "
+                "with extra channels are not supported; groups (reference='first' and others) are"
+            )
+
+    @property
+    def masked(self) -> bool:
+        return any(p.mask is not None for p in self.pictures)
 
     def at_step(self, levels: tuple[float, float, float]) -> None:
         """Set ``rows`` to the pictures at one step, given ``(signal, noise, scale of a clean sample)``."""
@@ -48,20 +58,24 @@ class Pictures:
         chosen = [n if p.noise else c for p, n, c in zip(self.pictures, noisy, clean * self.latents, strict=True)]
         self.rows = self.family.latents.pack(torch.stack(chosen))
 
-    def join(self, sample: Tensor, groups: Tensor) -> Join:
-        """``len(groups) * A`` rows more: every picture under every group's conditioning.
+    def join(self, sample: Tensor, owners: Owners) -> Join:
+        """Rows more: every picture under every group's conditioning.
 
         Args:
-            sample: what the denoiser is called with. groups: int64, the first row of each group.
+            sample: what the denoiser is called with. owners: of every group its first row, once for each picture.
         """
         assert self.rows is not None
-        if sample.shape[1:] != self.rows.shape[1:]:
+        tokens, followed = self.rows.shape[1], self.family.tokens.followed
+        place = sample[:, :tokens] if followed else sample
+        if place.shape[1:] != self.rows.shape[1:]:
             raise ValueError(
                 f"reference pictures become rows of shape {list(self.rows.shape[1:])}, but this denoiser takes "
-                f"{list(sample.shape[1:])}; inpainting and control denoisers with extra channels are not supported"
+                f"{list(place.shape[1:])}"
             )
-        rows = self.rows.to(sample).repeat(len(groups), *[1] * (sample.ndim - 1))
-        return Join(groups.repeat_interleave(len(self.rows)), {self.family.conditioning.sample: rows})
+        rows = self.rows.to(sample).repeat(len(owners) // len(self.rows), *[1] * (sample.ndim - 1))
+        if followed:
+            rows = torch.cat([rows, owners.of(sample)[:, tokens:]], 1)
+        return Join(owners, {self.family.conditioning.sample: rows})
 
     def prepare_masks(self, grids: Any, device: torch.device) -> None:
         """Resize the masks to every token grid, on the host, before the denoiser runs.
@@ -85,7 +99,7 @@ class Pictures:
 
         The masks are resized to the token grid by nearest-exact.
         """
-        if all(p.mask is None for p in self.pictures):
+        if not self.masked:
             return None
         key = (grid, device)
         if key not in self._masks:  # a denoiser spread over several devices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,15 @@ class Branches:
     def pushed(self, strength: Tensor, copies: int = 1) -> Tensor:
         """``e - strength (e_neg - e)``, ``copies`` times one after another. See :func:`negengine.ops.guide`."""
         return ops.guide(self.conditional, self.negative, strength, self.unconditional, self.guidance, self.guide_negative, copies)
+
+    def of_channels(self, channels: int) -> Branches:
+        """Without what a denoiser predicts beside them: a variance that it has learned, in further channels."""
+        if self.conditional.shape[1] == channels:
+            return self
+        unconditional = None if self.unconditional is None else self.unconditional[:, :channels]
+        return replace(
+            self, conditional=self.conditional[:, :channels], negative=self.negative[:, :channels], unconditional=unconditional
+        )
 
 
 class Posterior:

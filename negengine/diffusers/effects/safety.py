@@ -69,7 +69,7 @@ class SafetyEffect(BranchEffect[SafeLatentDiffusion]):
         if settings.variant == "paper" and len(base) == self.images:
             self.following = self.momentum
             return base  # a callback has switched guidance off
-        branches = self.branches(base, own)
+        branches = self.told_apart(base, own)
         conditional, negative, unconditional = branches.conditional, branches.negative, branches.unconditional
         guidance = 1.0 if self.guidance is None else self.guidance.to(torch.promote_types(base.dtype, torch.float32))
         wide = conditional.to(torch.promote_types(base.dtype, torch.float32))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from negengine.diffusers.families.family import Conditioning, Family, Grid, Latents, Site, Tokens
+from negengine.diffusers.families.family import Conditioning, Family, Grid, Latents, Site, Tokens, is_a
 
 
 def sites(transformer: Any) -> Iterator[Site]:
@@ -60,8 +59,8 @@ FLUX = Family(
     name="FLUX.1",
     component="transformer",
     pipelines=("FluxPipeline", "FluxImg2ImgPipeline", "FluxControlNetPipeline"),
-    matches=lambda module: isinstance(module, FluxTransformer2DModel),
-    tokens=Tokens(sites=sites, text=text, grids=grids),
+    matches=lambda module: is_a(module, "FluxTransformer2DModel"),
+    tokens=Tokens(sites=sites, grids=grids, text=text),
     latents=Latents(size=size, prepared=prepared, pack=pack),
     conditioning=Conditioning(
         sample="hidden_states",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from negengine.diffusers.families.family import Conditioning, Family
-from negengine.diffusers.families.unet import BATCHED, LATENTS, ONE_SIDED, TOKENS, distilled
+from negengine.diffusers.families.family import Conditioning, Family, is_a
+from negengine.diffusers.families.unet import BATCHED, INSTRUCT, LATENTS, LEDITS, ONE_SIDED, TOKENS, distilled
 
 
 def prompts(encoded: Sequence[Any]) -> dict[str, Tensor]:
@@ -23,7 +22,7 @@ SDXL = Family(
     name="SDXL",
     component="unet",
     pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLControlNetPipeline"),
-    matches=lambda module: isinstance(module, UNet2DConditionModel) and module.config.addition_embed_type == "text_time",
+    matches=lambda module: is_a(module, "UNet2DConditionModel") and module.config.addition_embed_type == "text_time",
     tokens=TOKENS,
     latents=LATENTS,
     conditioning=Conditioning(
@@ -38,4 +37,6 @@ SDXL = Family(
         "negtome": {"alpha": 0.9, "threshold": 0.7, "timesteps": (800, 1000), "blocks": ("up_blocks",), "min_grid": 32},
         "nag": {"scale": 5.0, "tau": 2.5, "alpha": 0.5},
     },
+    unsupported={"LEditsPPPipelineStableDiffusionXL": LEDITS},
+    unlike={"StableDiffusionXLInstructPix2PixPipeline": INSTRUCT},
 )

@@ -26,12 +26,20 @@ BATCHED = (
 )
 
 
+LEDITS = "its batch has rows for every edit"
+PANORAMA = "it calls the denoiser with parts of the image"
+GRADIENTS = "it needs gradients through the denoiser"
+PARADIGMS = "it draws several steps in one call of the denoiser, so that no call has a timestep of its own"
+INSTRUCT = "it guides by the text and by the image to be edited, which takes three rows for each image"
+TWICE = "it calls the denoiser a second time in each step, for guidance of its own"
+SOURCE = "its batch has the rows of another prompt, the source's"
+
 ONE_SIDED = ("ip_adapter_image", "ip_adapter_image_embeds", "guess_mode")  # image prompts, and control of one half
 
 
-def distilled(unet: Any) -> bool:
+def distilled(pipe: Any) -> bool:
     """Latent consistency models."""
-    return unet.config.get("time_cond_proj_dim") is not None
+    return pipe.unet.config.get("time_cond_proj_dim") is not None
 
 
 def _attentions(unet: nn.Module, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -65,9 +73,5 @@ def size(inputs: Mapping[str, Any]) -> Grid:
     return height, width
 
 
-def _no_text(inputs: Mapping[str, Any]) -> int:
-    return 0  # text enters through cross-attention only
-
-
-TOKENS = Tokens(sites=sites, text=_no_text, grids=grids, cross=cross)
+TOKENS = Tokens(sites=sites, grids=grids, cross=cross)  # text enters through cross-attention only
 LATENTS = Latents(size=size)

@@ -19,7 +19,9 @@ from torch import Tensor
 from negengine.diffusers.effects.transition import check_scheduler
 from negengine.diffusers.guiders.guider import NegativeGuider, Settings
 from negengine.diffusers.listen import MethodListener
+from negengine.diffusers.observers import tell
 from negengine.diffusers.prompts import a_row_per_image
+from negengine.diffusers.report import Status
 from negengine.methods import DynamicNegativeGuidance
 from negengine.methods.prompts import Embeddings, Prompt
 
@@ -296,12 +298,19 @@ class GuidedLoop(Around, LoopSequentialPipelineBlocks):
         listener = MethodListener(scheduler, "step", guider.heard_step)
         try:
             components, state = self.block(components, state)
+        except BaseException:
+            self._over(guider, failed=True)
+            raise
         finally:
             listener.remove()
-            guider.end()
+        self._over(guider, failed=False)
+        return components, state
+
+    def _over(self, guider: NegativeGuider, failed: bool) -> None:
+        guider.end(failed)
         report = guider.report
         logger.log(logging.WARNING if report.idle_reason else logging.INFO, "%s", report)
-        return components, state
+        tell(Status({type(guider.settings): report}))
 
     def _conditioning(self, state: PipelineState, prefix: str, prompt: Prompt | None, latents: Tensor) -> dict[str, Tensor]:
         """The denoiser's inputs for a further prompt, a row per image."""
@@ -318,7 +327,7 @@ class GuidedLoop(Around, LoopSequentialPipelineBlocks):
             )
         own = state.get("prompt_embeds")
         inputs = zip(self.family.conditioning.values(), given, strict=True)
-        return {name: a_row_per_image(name, value.to(own), len(latents)) for name, value in inputs}
+        return {name: a_row_per_image(value.to(own), len(latents)) for name, value in inputs}
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
         self.block.set_progress_bar_config(**kwargs)

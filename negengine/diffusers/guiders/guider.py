@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from negengine.diffusers.clock import Clock
 from negengine.diffusers.effects.posterior import Branches, Posterior
 from negengine.diffusers.effects.transition import check_scheduler
-from negengine.diffusers.report import DngReport, Report
+from negengine.diffusers.report import DngReport, Report, Stage
 from negengine.methods import DynamicNegativeGuidance, NegativePrompting
 from negengine.methods.plain import as_plain, from_plain
 from negengine.methods.prompts import Embeddings
@@ -68,7 +69,7 @@ class NegativeGuider(ClassifierFreeGuidance):
         self.unconditional: Mapping[str, Tensor] = {}
         self._avoided: Mapping[str, Tensor] = {}
         self._run: _Run | None = None
-        self._running = False
+        self._running = self._failed = False
         self._order: list[str] = []
         self._warned: str | None = None
 
@@ -77,8 +78,10 @@ class NegativeGuider(ClassifierFreeGuidance):
         """What the last run did, for DNG with the posterior and the strength of every step and image. Waits for the device."""
         if self._run is None:
             about = self.settings.title, "modular blocks", 0, 0
-            return DngReport(*about, (), (), 0, 0) if isinstance(self.settings, DynamicNegativeGuidance) else Report(*about)
-        return self._run.report()
+            dynamic = isinstance(self.settings, DynamicNegativeGuidance)
+            return DngReport(*about, (), (), 0, 0, stage="new") if dynamic else Report(*about, stage="new")
+        stage: Stage = "running" if self._running else "failed" if self._failed else "over"
+        return dataclasses.replace(self._run.report(), stage=stage)
 
     # --- a run, as the blocks tell it ----------------------------------------------------------------------------
 
@@ -110,9 +113,9 @@ class NegativeGuider(ClassifierFreeGuidance):
         if self._run is not None:
             self._run.stepped(arguments, result)
 
-    def end(self) -> None:
-        """The loop is over, or has failed."""
-        self._running = False
+    def end(self, failed: bool) -> None:
+        """The loop is over."""
+        self._running, self._failed = False, failed
         self._avoided, self.unconditional = {}, {}
         self._forget_step()
 
