@@ -7,12 +7,13 @@ STAMP  := $(VENV)/.installed
 # the tested versions need Python 3.11
 TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 
-PARTS := fast cases compiled tiles contract suite
+PARTS := fast models cases compiled tiles contract suite
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-rest gates predict bench gpu $(PARTS:%=gpu-%) fuzz lint train clean
+.PHONY: help install demo test test-all test-rest test-versions gates predict bench bench-check gpu $(PARTS:%=gpu-%) fuzz lint train clean
 SECONDS_EACH ?= 600
 EXAMPLES ?= 12
+DIFFUSERS ?= 0.37.0 0.42.1
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +41,9 @@ test-all: install ## every test
 test-rest: install ## what `make test` leaves out: exhaustive cases, and the contract with all its examples
 	$(PYTEST) -m 'exhaustive or examples'
 
+test-versions: install ## the plug-in's tests on other versions of diffusers; DIFFUSERS='0.37.0 0.42.1'
+	$(PY) tests/versions.py --diffusers $(DIFFUSERS)
+
 gates: install ## compile every variant of the Triton kernels for every GPU of interest, and write docs/kernels-triton-resources.md
 	$(PY) tests/kernels/gates.py --jobs $$(nproc) --write
 	$(PY) tests/kernels/gates.py --guidance --jobs $$(nproc) --write
@@ -50,6 +54,15 @@ predict: install ## what a call would take on GPUs that are not here, from the c
 
 bench: install ## the operator and whole pipelines beside their rivals, into OUT/bench; BENCH='--all-cases' for everything
 	$(PY) -m pytest bench --benchmark-only --results $(OUT)/bench $(BENCH)
+
+NAME = import torch; from negengine.bench.results import device_name; print(device_name("cuda" if torch.cuda.is_available() else "cpu"))
+
+bench-check: install ## the operator's smallest shape anew, its ratios compared with bench/results; fails if ours became slower
+	@baseline=bench/results/$$($(PY) -c '$(NAME)')/operator.json; \
+	if [ ! -e $$baseline ]; then echo "nothing to compare with: there is no $$baseline"; exit 0; fi; \
+	$(PY) -m negengine.cli bench operator --output $(OUT)/bench-check --shape sdxl-32 --dtype bf16 --matching paper --no-compile \
+	  --same-machine-as $$baseline && \
+	$(PY) -m negengine.cli bench compare $$baseline $(OUT)/bench-check/operator.json --ratios --role ours --same-machine-only
 
 # one sitting each, 5 minutes for the first and 8 for each other; PY=python3 to use that Python, and this checkout, as they are
 $(PARTS:%=gpu-%): gpu-%: install
