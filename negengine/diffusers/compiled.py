@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from negengine.diffusers.families import Family
 from negengine.diffusers.session import Session
 
 ROOM = 8  # graphs of one function that methods may need when they are applied; as many as torch allows one by default
-_blind = False  # whether there is code that does not look for hooks
+_blind: weakref.WeakSet[Any] = weakref.WeakSet()  # the guards of code that does not look for hooks; they die with it
 
 
 def prepare(target: Any, denoiser: nn.Module, family: Family) -> None:
@@ -23,11 +24,10 @@ def prepare(target: Any, denoiser: nn.Module, family: Family) -> None:
     before the first ``apply`` of the process is forgotten, which torch can do for the process as a whole alone. Torch gives up
     on a function of which it has ``recompile_limit`` graphs, so that there must be room for some more.
     """
-    global _blind
     config = torch._dynamo.config
     if config.skip_nnmodule_hook_guards:
         config.skip_nnmodule_hook_guards = False
-        _blind = _blind or most_graphs() > 0
+        _blind.update(graph.guard_manager for graphs in _graphs() for graph in graphs)
     if is_compiled(target, denoiser, family):
         _make_room()
     for hook in (Session._enter, Session._leave):
@@ -35,10 +35,8 @@ def prepare(target: Any, denoiser: nn.Module, family: Family) -> None:
 
 
 def _make_room() -> None:
-    global _blind
     config, needed = torch._dynamo.config, most_graphs() + ROOM
     if _blind or needed > config.accumulated_recompile_limit:
-        _blind = False
         torch.compiler.reset()
     elif needed > config.recompile_limit:
         config.recompile_limit = needed
@@ -64,6 +62,10 @@ def is_compiled(target: Any, denoiser: nn.Module, family: Family) -> bool:
 
 def most_graphs() -> int:
     """Of one function, among all that this process has compiled."""
+    return max(map(len, _graphs()), default=0)
+
+
+def _graphs() -> list[list[Any]]:
+    """Of each function that this process has compiled, those that it has now."""
     codes = (reference() for reference in torch._dynamo.convert_frame.input_codes.seen)
-    count = torch._dynamo.eval_frame._debug_get_cache_entry_list
-    return max((len(count(code)) for code in codes if code is not None), default=0)
+    return [torch._dynamo.eval_frame._debug_get_cache_entry_list(code) for code in codes if code is not None]

@@ -7,7 +7,6 @@ all others, the previous ones, both halves of classifier-free guidance, several 
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import negengine.ops.triton  # isort: skip
 import negengine.ops.eager  # noqa: F401  # isort: skip
 from negengine.kernels.call import Call
 from negengine.ops import registry, repeated
-from negengine.reference import MATCHINGS, is_disjoint
+from negengine.ops.checks import check_call, check_tensor, check_tokens, check_values
 
 _LIBRARY = torch.library.Library("negengine", "DEF")
 _SEARCH = "Tensor? mask, str matching, str search, str? backend"
@@ -65,7 +64,7 @@ def match(
     """
     bank, references, table, mask = _as_bank(x, reference, mask)
     if torch.compiler.is_compiling():
-        _check(Call(x, bank, references, mask, matching, search), backend)
+        check_call(Call(x, bank, references, mask, matching, search), backend)
     return torch.ops.negengine.match(x, bank, references, mask, matching, search, backend, table)
 
 
@@ -94,7 +93,7 @@ def negtome(
     """
     bank, references, table, mask = _as_bank(x, reference, mask)
     if torch.compiler.is_compiling():
-        _check(Call(x, bank, references, mask, matching, search), backend)
+        check_call(Call(x, bank, references, mask, matching, search), backend)
     alpha, threshold = as_alpha(alpha, x), as_threshold(threshold, x)
     return torch.ops.negengine.negtome(x, bank, references, alpha, threshold, None, mask, matching, search, backend, table)
 
@@ -140,10 +139,10 @@ def negtome_(
         As :func:`negtome`; ValueError for a table that is not ``disjoint`` though it was said to be, and for a ``table`` that is
         not that of ``references`` or names an image that the bank lacks.
     """
-    _check_tokens(x)
+    check_tokens(x)
     if torch.compiler.is_compiling():
         bank_or_own = x if bank is None else bank
-        _check(Call(x, bank_or_own, references, mask, matching, search, keep=keep, stats=stats, table=table), backend)
+        check_call(Call(x, bank_or_own, references, mask, matching, search, keep=keep, stats=stats, table=table), backend)
     if 0 in x.stride() and any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
         raise ValueError("x repeats the same memory (an expanded tensor) and cannot be overwritten; call x.contiguous() first")
     given = (as_alpha(alpha, x), as_threshold(threshold, x), keep, stats, mask, matching, search, backend, disjoint, table)
@@ -158,14 +157,14 @@ def negtome_(
 def as_alpha(alpha: float | Tensor, x: Tensor) -> Tensor:
     """``alpha`` as float64 ``[B]`` on ``x``'s device."""
     if isinstance(alpha, Tensor):
-        if alpha.numel() not in (1, len(x)):
-            raise ValueError(f"alpha has {alpha.numel()} values for a batch of {len(x)}; give one or one per image")
-        if alpha.ndim == 1 and alpha.dtype == torch.float64 and len(alpha) == len(x) and alpha.device == x.device:
+        if alpha.numel() not in (1, x.shape[0]):
+            raise ValueError(f"alpha has {alpha.numel()} values for a batch of {x.shape[0]}; give one or one per image")
+        if alpha.ndim == 1 and alpha.dtype == torch.float64 and alpha.shape[0] == x.shape[0] and alpha.device == x.device:
             return alpha
-        return alpha.to(x.device, torch.float64).reshape(-1).expand(len(x))
+        return alpha.to(x.device, torch.float64).reshape(-1).expand(x.shape[0])
     if not _within("alpha", alpha, -sys.float_info.max, sys.float_info.max):
         raise ValueError(f"alpha must be finite, got {alpha}")
-    return torch.full((len(x),), alpha, dtype=torch.float64, device=x.device)
+    return torch.full((x.shape[0],), alpha, dtype=torch.float64, device=x.device)
 
 
 def as_threshold(threshold: float | Tensor, x: Tensor) -> Tensor:
@@ -188,27 +187,13 @@ def _within(name: str, number: float, low: float, high: float) -> bool:
         raise TypeError(f"{name} must be a number or a tensor, got {number!r}") from None
 
 
-# --- checks ------------------------------------------------------------------------------------------------------
-
-
-# Everything is checked once a call: by the operators themselves, since exported programs and C++ call those, or, where a
-# compiler follows the functions above, before it gets there.
-
-
-def _check_tokens(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.ndim != 3:
-        raise ValueError(f"x must have shape [B, T, D], got {list(x.shape)}")
-
-
 def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, list[int] | None, Tensor | None]:
     """A reference for all or for each image, as bank, index table, its entries, and bank mask."""
-    _check_tokens(x)
+    check_tokens(x)
     if not isinstance(reference, Tensor):
         raise TypeError(f"reference must be a tensor, got {type(reference).__name__}")
-    B = len(x)
-    if reference.ndim not in (2, 3) or (reference.ndim == 3 and len(reference) != B):
+    B = x.shape[0]
+    if reference.ndim not in (2, 3) or (reference.ndim == 3 and reference.shape[0] != B):
         raise ValueError(f"reference must have shape [M, D] or [{B}, M, D], got {list(reference.shape)}")
     M = reference.shape[-2]
     if mask is not None and list(mask.shape) not in ([M], [B, M]):
@@ -223,88 +208,6 @@ def _as_bank(x: Tensor, reference: Tensor, mask: Tensor | None) -> tuple[Tensor,
     return bank, references, list(range(B)) if known else None, None if mask is None else mask.expand(B, M)
 
 
-def _check(call: Call, backend: str | None) -> None:
-    """All that can be said without reading a tensor's values."""
-    x, bank, references, matching = call.x, call.bank, call.references, call.matching
-    _check_tokens(x)
-    if not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
-    if torch.is_grad_enabled() and (x.requires_grad or bank.requires_grad):
-        raise RuntimeError("NegToMe is not differentiable; call it under torch.no_grad() or torch.inference_mode()")
-    if matching not in MATCHINGS:
-        raise ValueError(f"matching must be one of {MATCHINGS}, got {matching!r}")
-    (B, T, D), device = x.shape, x.device
-    if bank is not x:
-        if bank.ndim != 3 or bank.shape[-1] != D:
-            raise ValueError(f"the reference must have the {D} channels of x, got shape {list(bank.shape)}")
-        if bank.dtype != x.dtype or bank.device != device:
-            raise TypeError(f"the reference is {bank.dtype} on {bank.device}, x is {x.dtype} on {device}; they must agree")
-    R, M, _ = bank.shape
-    if M == 0 or D == 0 or R == 0:
-        raise ValueError(f"the reference is empty: shape {[R, M, D]}")
-    if references.ndim != 2 or len(references) != B or references.shape[1] == 0:
-        raise ValueError(f"references must have shape [{B}, K] with K >= 1, got {list(references.shape)}")
-    if references.dtype != torch.int32:
-        raise TypeError(f"references must be int32, got {references.dtype}")
-    if references.device != device:
-        raise TypeError(f"references is on {references.device}, x on {device}; they must agree")
-    if call.table is not None:
-        _check_entries(call, call.table)
-    if call.mask is not None:
-        _check_tensor("mask", call.mask, torch.bool, (R, M), device)
-    if call.keep is not None:
-        _check_tensor("keep", call.keep, torch.bool, (B, T), device)
-    if call.stats is not None:
-        _check_tensor("stats", call.stats, torch.int64, (3,), device)
-    if matching == "release" and (references.shape[1] != 1 or T != M):
-        raise ValueError(
-            "matching='release' is defined for one reference image with as many tokens as the source only, "
-            f"got {references.shape[1]} reference images of {M} tokens for {T} source tokens; "
-            "use matching='paper'"
-        )
-    if backend is not None:
-        registry.known(backend)
-    if call.search not in registry.SEARCHES:
-        raise ValueError(f"search must be one of {registry.SEARCHES}, got {call.search!r}")
-
-
-def _check_entries(call: Call, entries: Sequence[int]) -> None:
-    (B, K), R = call.references.shape, len(call.bank)
-    if len(entries) != B * K:
-        raise ValueError(f"table must have the {B * K} entries of references, got {len(entries)}")
-    last, disjoint = _last_and_disjoint(tuple(entries), K)
-    if last >= R:
-        raise ValueError(f"references names image {last} of a bank of {R}")
-    if call.disjoint and not disjoint:
-        raise ValueError("disjoint=True, but an image of the table both has a reference and is one")
-
-
-@functools.lru_cache(64)  # a pipeline has a few tables and thousands of calls
-def _last_and_disjoint(entries: tuple[int, ...], K: int) -> tuple[int, bool]:
-    rows = [entries[start : start + K] for start in range(0, len(entries), K)]
-    return max(entries, default=-1), is_disjoint(rows)
-
-
-def _check_values(call: Call) -> None:
-    """What was said about the table, where the host can read it."""
-    if call.references.device.type != "cpu" or not (call.disjoint or call.table):
-        return
-    held = [image for row in call.references.tolist() for image in row]
-    if call.table is None:
-        _check_entries(call, held)
-    elif held != list(call.table):
-        raise ValueError(f"table must hold the entries of references, {held}, got {list(call.table)}")
-
-
-def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, got {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-    if tensor.device != device:
-        raise TypeError(f"{name} is on {tensor.device}, x on {device}; they must agree")
-
-
 # --- operators ---------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +216,7 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[in
 
 def _match(x, bank, references, mask, matching, search, backend, table=None):  # type: ignore[no-untyped-def]
     call = Call(x, x if bank is None else bank, references, mask, matching, search, table=table)
-    _check(call, backend)
+    check_call(call, backend)
     return call, backend
 
 
@@ -341,14 +244,14 @@ def _settle(call: Call, backend: str | None) -> Callable[[Call], None]:
 
 
 def _checked(call: Call, backend: str | None) -> tuple[Call, str | None]:
-    _check(call, backend)
-    _check_tensor("alpha", call.alpha, torch.float64, (len(call.x),), call.x.device)
-    _check_tensor("threshold", call.threshold, torch.float64, (1,), call.x.device)
+    check_call(call, backend)
+    check_tensor("alpha", call.alpha, torch.float64, (call.x.shape[0],), call.x.device)
+    check_tensor("threshold", call.threshold, torch.float64, (1,), call.x.device)
     return call, backend
 
 
 def _chosen(call: Call, backend: str | None) -> registry.Backend:
-    _check_values(call)
+    check_values(call)
     return registry.choose(backend, call.x.device, call.x.dtype, call.search, call)
 
 

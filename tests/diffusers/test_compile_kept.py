@@ -1,6 +1,7 @@
 """What applying a method forgets of compiled code: once what cannot hear of hooks, never anything else."""
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ small = functools.partial(flux, num_layers=1, num_single_layers=1)
 
 @pytest.fixture(autouse=True)
 def as_torch_has_it(monkeypatch):
-    monkeypatch.setattr(compiled, "_blind", False)
+    monkeypatch.setattr(compiled, "_blind", weakref.WeakSet())
     with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True, **LIMITS):
         yield
 
@@ -63,6 +64,17 @@ def test_nothing_is_forgotten_where_nothing_was_compiled_before(monkeypatch):
     negengine.apply(by_blocks("eager"), negengine.NegToMe(**SETTINGS))
     function = something(backend)
     negengine.apply(by_blocks("eager"), negengine.NegToMe(**SETTINGS))
+    function(torch.ones(2))
+    assert backend.graphs == 1
+
+
+def test_what_somebody_else_has_forgotten_is_not_forgotten_once_more():
+    something("eager")
+    negengine.apply(small(), negengine.NegToMe(**SETTINGS))  # not compiled: that function is left alone
+    torch.compiler.reset()
+    backend = Counting()
+    function, pipe = something(backend), by_blocks("eager")
+    negengine.apply(pipe, negengine.NegToMe(**SETTINGS))
     function(torch.ones(2))
     assert backend.graphs == 1
 

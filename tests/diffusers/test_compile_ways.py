@@ -64,6 +64,24 @@ def test_other_values_find_their_graphs(family, way):
     assert 0 < negengine.status(pipe)[negengine.NegToMe].active_steps < 3
 
 
+@pytest.mark.parametrize(
+    "way", [*(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("fullgraph", "dynamic")), "repeated blocks"]
+)
+def test_other_batches_and_resolutions_find_their_graphs(way):
+    """Of the second batch and of the second resolution torch makes graphs in which they may vary; those serve every further one."""
+    pipe, eager, backend = BUILDERS["flux"](), BUILDERS["flux"](), Counting()
+    WAYS[way](denoiser(pipe), backend)
+    for each in (pipe, eager):
+        negengine.apply(each, negengine.NegToMe(**SETTINGS))
+    once, made = GRAPHS["flux", way], []
+    batches = [{"n": images} for images in (2, 3, 4, 6, 5)]
+    resolutions = [{"height": 16 * rows, "width": 16 * columns} for rows, columns in ((5, 6), (8, 4), (3, 9))]
+    for call in batches + resolutions:
+        torch.testing.assert_close(draw(pipe, **call), draw(eager, **call), rtol=1e-4, atol=1e-4)
+        made.append(backend.graphs // once)
+    assert made == [1] * 8 if way == "dynamic" else made == [1, 2, 2, 2, 2, 3, 3, 3]
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("way", INDUCTOR)
 def test_inductor(way):

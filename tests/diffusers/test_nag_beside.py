@@ -192,7 +192,7 @@ def test_two_graphs_and_the_eager_result(builder, how):
     assert_close(draw(pipe), draw(eager), plain)
     assert 0 < report(pipe).active_steps < report(pipe).steps
     made = backend.graphs
-    assert 2 <= made <= 4  # where the process has compiled these functions for other numbers of rows, torch lets them vary
+    assert made == 2
     for call in ({"seed": 5}, {"num_inference_steps": 4}):
         assert_close(draw(pipe, **call), draw(eager, **call), plain)
     for settings in ({"negative_prompt": "noise"}, {"timesteps": (0, 600)}):
