@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +38,11 @@ def folder_of(diffusers: str) -> Path:
             f"diffusers=={diffusers}",
         ]
         subprocess.run(command, check=True)
+    about = next(distributions(path=[str(folder)]))
+    needed = {re.split(r"[^\w.-]", requirement)[0] for requirement in about.requires or () if ";" not in requirement}
+    lacking = sorted(name for name in needed if not any(distributions(name=name)))
+    if lacking:
+        raise SystemExit(f"diffusers {diffusers} needs what this environment lacks: pip install {' '.join(lacking)}")
     return folder
 
 

@@ -110,7 +110,7 @@ class Architecture:
         denoiser: depth -> the denoiser.
         inputs: size, images -> inputs of one forward of it. Called within :func:`made_on`.
         pipeline: denoiser, VAE -> the pipeline, without text encoders.
-        vae: -> the VAE.
+        vae: -> the VAE. upcasts: whether the pipeline decodes in float32 where the models are in float16.
         encoders: -> the text encoders.
         call: size, images, encoders -> what the pipeline's call takes in the place of a prompt. Called within :func:`made_on`.
     """
@@ -126,6 +126,7 @@ class Architecture:
     inputs: Callable[[int, int], Inputs]
     pipeline: Callable[[nn.Module, nn.Module | None], Any]
     vae: Callable[[], nn.Module]
+    upcasts: bool
     encoders: Callable[[], list[nn.Module]]
     call: Callable[[int, int, list[nn.Module]], Inputs]
 
@@ -279,6 +280,7 @@ ARCHITECTURES = {
         inputs=_flux_inputs,
         pipeline=_flux_pipeline,
         vae=functools.partial(_vae, FLUX_VAE),
+        upcasts=False,
         encoders=_flux_encoders,
         call=_flux_call,
     ),
@@ -294,6 +296,7 @@ ARCHITECTURES = {
         inputs=_sdxl_inputs,
         pipeline=_sdxl_pipeline,
         vae=functools.partial(_vae, SDXL_VAE),
+        upcasts=True,
         encoders=_sdxl_encoders,
         call=_sdxl_call,
     ),

@@ -1,4 +1,4 @@
-"""What a forward of a denoiser needs, computed without running it: memory, operations, and where it would merge."""
+"""What a loop of a pipeline needs, computed without running it: memory, operations, and where it would merge."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Footprint:
         published: the same, with the published algorithm in every place that merges.
         flops: multiplications and additions of the forward.
         search_flops: those of the search, in all places that merge.
+        beside: bytes of the weights of the text encoders and of the VAE, where they take part.
+        decoding: bytes that the VAE needs beside all weights, for all images at once.
     """
 
     weights: int
@@ -41,10 +43,27 @@ class Footprint:
     published: int
     flops: int
     search_flops: int
+    beside: int = 0
+    decoding: int = 0
+
+    @property
+    def most(self) -> int:
+        """Bytes at the most in a loop, decoding among it. What the text encoders make for a prompt is left out: it is little."""
+        return self.weights + self.beside + max(self.published - self.weights, self.decoding)
 
 
-def footprint(architecture: Architecture, depth: tuple[int, int], size: int, images: int, dtype: torch.dtype) -> Footprint:
-    """Nothing is allocated: tensors have shapes alone. Attention is taken to be fused, as it is on a GPU and on a CPU.
+def footprint(
+    architecture: Architecture,
+    depth: tuple[int, int],
+    size: int,
+    images: int,
+    dtype: torch.dtype,
+    encoders: bool = False,
+    vae: bool = False,
+) -> Footprint:
+    """Of a denoiser, and of the text encoders and the VAE if they take part in the loop.
+
+    Nothing is allocated: tensors have shapes alone. Attention is taken to be fused, as it is on a GPU and on a CPU.
 
     Blocks alike need the same, so that each number grows by the same with every block of a kind. The memory beside the weights does
     not grow: the next block uses it again.
@@ -57,12 +76,15 @@ def footprint(architecture: Architecture, depth: tuple[int, int], size: int, ima
         return number(one) + (depth[0] - 1) * steps[0] + (depth[1] - 1) * steps[1]
 
     weights = grown(lambda found: found.weights)
+    decoder, decoding = _decoded(architecture, size, images, dtype) if vae else (0, 0)
     return Footprint(
         weights=weights,
         peak=weights + one.peak - one.weights,
         published=weights + one.published - one.weights,
         flops=grown(lambda found: found.flops),
         search_flops=grown(lambda found: found.search_flops),
+        beside=decoder + (_encoders(architecture, dtype) if encoders else 0),
+        decoding=decoding,
     )
 
 
@@ -78,6 +100,27 @@ def _followed(architecture: Architecture, depth: tuple[int, int], size: int, ima
             model(**inputs, return_dict=False)
     flops = live.flops + attention.flops
     return Footprint(weights, live.peak, live.peak_within, flops, sum(searches))
+
+
+@functools.cache
+def _encoders(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Bytes of the text encoders' weights."""
+    with made_on("meta", dtype):
+        return sum(parameter.nbytes for encoder in architecture.encoders() for parameter in encoder.parameters())
+
+
+@functools.cache
+def _decoded(architecture: Architecture, size: int, images: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the VAE's weights, and of what it holds beside them while it decodes."""
+    if architecture.upcasts and dtype is torch.float16:
+        dtype = torch.float32
+    with torch.no_grad(), made_on("meta", dtype):
+        vae: Any = architecture.vae()
+        weights = sum(parameter.nbytes for parameter in vae.parameters())
+        latents = torch.randn(images, vae.config.latent_channels, size // 8, size // 8)
+        with _FusedAttention(), _Live([*vae.parameters(), latents]) as live:
+            vae.decode(latents, return_dict=False)
+    return weights, live.peak - weights
 
 
 class _Live(TorchDispatchMode):
@@ -184,17 +227,29 @@ def free_bytes(device: str) -> int:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
 
 
-def check_fits(architecture: Architecture, depth: tuple[int, int], size: int, images: int, dtype: torch.dtype, device: str) -> None:
+def check_fits(
+    architecture: Architecture,
+    depth: tuple[int, int],
+    size: int,
+    images: int,
+    dtype: torch.dtype,
+    device: str,
+    encoders: bool = False,
+    vae: bool = False,
+) -> None:
     """Raises ValueError: there is too little memory; names the largest depth, number of images and size that fit."""
     free = free_bytes(device)
 
-    def fits(depth: tuple[int, int] = depth, size: int = size, images: int = images) -> bool:
-        return footprint(architecture, depth, size, images, dtype).published <= free
+    def needs(depth: tuple[int, int] = depth, size: int = size, images: int = images) -> Footprint:
+        return footprint(architecture, depth, size, images, dtype, encoders, vae)
+
+    def fits(**changes: Any) -> bool:
+        return needs(**changes).most <= free
 
     if fits():
         return
-    whole = footprint(architecture, depth, size, images, dtype)
-    needed, small = whole.published, whole.weights <= free  # else no smaller picture helps
+    whole = needs()
+    needed, small = whole.most, whole.weights + whole.beside <= free  # else no smaller picture helps
     eighths = range(7, 0, -1)
     depths = [(max(1, depth[0] * share // 8), max(1, depth[1] * share // 8)) for share in eighths]
     sizes = [architecture.stride * max(1, size * share // 8 // architecture.stride) for share in eighths]
@@ -204,8 +259,10 @@ def check_fits(architecture: Architecture, depth: tuple[int, int], size: int, im
         next((f"--size {one}" for one in sizes if small and fits(size=one)), None),
     ]
     found = [option for option in options if option is not None]
+    taking = [name for name, taken in ((", its text encoders", encoders), (", its VAE", vae)) if taken]
     would = f"what fits: {', or '.join(found)}" if found else "nothing of this model fits; free some memory"
     raise ValueError(
-        f"{architecture.name} of depth {depth[0]}+{depth[1]} with {images} images of {size} x {size} needs {needed / 1e9:.1f} GB, "
+        f"{architecture.name} of depth {depth[0]}+{depth[1]}{''.join(taking)} with {images} images of {size} x {size} "
+        f"needs {needed / 1e9:.1f} GB, "
         f"and {free / 1e9:.1f} GB are free on {device}; {would}"
     )

@@ -68,6 +68,43 @@ def test_computed_memory_is_what_torch_counts(name, dtype, width):
     assert needs.published >= needs.peak
 
 
+@pytest.mark.parametrize(
+    "name, config", [("flux-dev", "FLUX_VAE"), pytest.param("sdxl-base", "SDXL_VAE", marks=pytest.mark.exhaustive)]
+)
+def test_decoding_takes_what_torch_counts(name, config, width, monkeypatch):
+    width(1)
+    monkeypatch.setitem(getattr(architectures, config), "block_out_channels", (32, 32, 64, 64))
+    architecture, size, images = ARCHITECTURES[name], SIZES[name] // 2, 2
+    needs = (architecture, (1, 1), size, images)
+    footprints._decoded.cache_clear()
+    computed, alone = footprint(*needs, torch.float32, vae=True), footprint(*needs, torch.float32)
+    in_half = footprint(*needs, torch.float16, vae=True)
+    footprints._decoded.cache_clear()
+    with torch.no_grad(), made_on("cpu", torch.float32):
+        vae = architecture.vae()
+        latents = torch.randn(images, vae.config.latent_channels, size // 8, size // 8)
+        vae.decode(latents, return_dict=False)
+        most = counted(lambda: vae.decode(latents, return_dict=False))
+    assert computed.beside == sum(parameter.nbytes for parameter in vae.parameters())
+    assert computed.decoding == pytest.approx(latents.nbytes + most, rel=0.1)
+    assert alone.most == alone.published
+    assert computed.most == computed.weights + computed.beside + max(alone.published - alone.weights, computed.decoding)
+    assert in_half.beside == (
+        computed.beside if name == "sdxl-base" else computed.beside // 2
+    )  # SDXL's pipeline decodes in float32
+
+
+def test_text_encoders_and_vae_must_fit_too(width, monkeypatch):
+    width(1)
+    needs = (ARCHITECTURES["flux-dev"], (1, 1), 64, 2, torch.float32)
+    alone, whole = footprint(*needs), footprint(*needs, encoders=True, vae=True)
+    assert whole.beside > 19e9  # T5-XXL's 4.8 billion parameters and CLIP's
+    monkeypatch.setattr(footprints, "free_bytes", lambda device: (alone.most + whole.most) // 2)
+    check_fits(*needs, "cpu")
+    with pytest.raises(ValueError, match=r"of depth 1\+1, its text encoders, its VAE with 2 images .* nothing of this model fits"):
+        check_fits(*needs, "cpu", encoders=True, vae=True)
+
+
 @pytest.mark.parametrize("name", ["flux-dev", pytest.param("sdxl-base", marks=pytest.mark.exhaustive)])
 def test_weights_and_work_grow_by_the_same_with_every_block(name, width):
     """Against models of that depth, followed operator by operator."""

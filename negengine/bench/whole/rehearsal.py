@@ -30,11 +30,14 @@ def rehearsal(setting: Setting) -> Iterator[str]:
             f"only {' and '.join(ARCHITECTURES)} can be rehearsed; of a checkpoint nothing is known before it is loaded"
         )
     architecture.check_size(setting.size)
-    needs = footprint(architecture, setting.depth, setting.size, setting.images, setting.dtype)
+    needs = footprint(architecture, setting.depth, setting.size, setting.images, setting.dtype, setting.text_encoders, setting.vae)
     depth = "+".join(map(str, setting.depth))
     yield f"{setting.model} {depth}, {setting.images} images of {setting.size} x {setting.size}, {setting.steps} steps"
     memory = f"at most {needs.peak / 1e9:.2f} GB, with the published algorithm {needs.published / 1e9:.2f} GB"
     yield f"  memory: weights {needs.weights / 1e9:.2f} GB; {memory}"
+    if needs.beside:
+        parts = [name for name, taken in (("text encoders", setting.text_encoders), ("VAE", setting.vae)) if taken]
+        yield f"  beside it: {' and '.join(parts)} {needs.beside / 1e9:.2f} GB; with them at most {needs.most / 1e9:.2f} GB"
     yield f"  work: {needs.flops / 1e12:.1f} TFLOP per forward, {needs.search_flops / 1e12:.2f} TFLOP of search where it merges"
     ways, backends = setting.ways, setting.attention
     names = [WITHOUT, *setting.methods, *([PUBLISHED] if "negtome" in setting.methods else []), AGAIN]
