@@ -22,7 +22,8 @@ from negengine.bench.loops import timed_loop
 from negengine.diffusers.apply import _of
 from negengine.diffusers.families import find_denoiser
 from negengine.diffusers.listen import MethodListener
-from negengine.diffusers.session import Place, Session
+from negengine.diffusers.places import Place
+from negengine.diffusers.session import Session
 
 DEAREST = 10
 DOORS = ("enter", "tokens", "leave")

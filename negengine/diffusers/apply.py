@@ -17,8 +17,9 @@ from negengine.diffusers.effects import EFFECTS
 from negengine.diffusers.families import Family, find_denoiser
 from negengine.diffusers.families.family import is_a
 from negengine.diffusers.fingerprint import dtype_of
+from negengine.diffusers.places import modules_at
 from negengine.diffusers.report import Status
-from negengine.diffusers.session import Session, modules_at
+from negengine.diffusers.session import Session
 from negengine.methods.base import Method, check_owners
 
 logger = logging.getLogger("negengine")

@@ -11,7 +11,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ from negengine.diffusers.described import ExpectedTokens, as_inputs
 from negengine.diffusers.effect import Call, Effect, overrides
 from negengine.diffusers.encoded import OTHER_PROMPTS, Encoded
 from negengine.diffusers.exporting import is_exporting
-from negengine.diffusers.families import Family, Site, is_built_in
-from negengine.diffusers.joint import behind, images, put_back
+from negengine.diffusers.families import Family, is_built_in
+from negengine.diffusers.joint import behind
 from negengine.diffusers.listen import MethodListener, Unpicklable
 from negengine.diffusers.masks import MIXED, mixed
+from negengine.diffusers.places import Place, at_arguments, at_input, at_output, modules_at, places
 from negengine.diffusers.prompts import encoder
 from negengine.diffusers.report import Status
 from negengine.diffusers.rows import divide, here, join
@@ -35,14 +35,6 @@ from negengine.diffusers.running import RunningCall
 
 logger = logging.getLogger("negengine")
 SCHEDULER_METHODS = ("set_timesteps", "set_begin_index", "scale_model_input", "step")
-
-
-@dataclass
-class Place:
-    """A module that is listened to: ``heard`` holds the effects that do, each with its own spot, see :meth:`Effect.spot`."""
-
-    site: Site
-    heard: list[tuple[Effect[Any], Any]] = field(default_factory=list)
 
 
 class Session(Unpicklable):
@@ -167,13 +159,13 @@ class Session(Unpicklable):
             site = place.site
             hook: RemovableHandle | InnerListener
             if site.where == "input":
-                hook = module.register_forward_pre_hook(functools.partial(_site_input, self.running, self, place))
+                hook = module.register_forward_pre_hook(functools.partial(at_input, self.running, self, place))
             elif site.where == "arguments":
                 names = tuple(inspect.signature(module.forward).parameters)
-                listener = functools.partial(_site_arguments, self.running, self, place, names)
+                listener = functools.partial(at_arguments, self.running, self, place, names)
                 hook = module.register_forward_pre_hook(listener, with_kwargs=True)
             else:
-                listener = functools.partial(_site_output, self.running, self, place)
+                listener = functools.partial(at_output, self.running, self, place)
                 hook = InnerListener(module, listener) if answered(module) else module.register_forward_hook(listener)
             self._hooks.append(hook)
 
@@ -441,85 +433,3 @@ class Session(Unpicklable):
 
     def _heard_end(self, arguments: Mapping[str, Any], result: Any) -> None:
         self.running.end()
-
-
-def modules_at(denoiser: nn.Module, sites: Iterable[Site]) -> list[nn.Module]:
-    """Where methods listen. Raises TypeError: a denoiser of a known class whose blocks are elsewhere, or a list, never called."""
-    found = []
-    for site in sites:
-        try:
-            found.append(denoiser.get_submodule(site.path))
-        except AttributeError:
-            raise TypeError(
-                f"this {type(denoiser).__name__} has no module {site.path!r}, at which the tokens of its block {site.name!r} would "
-                "be heard: its attention is computed elsewhere (in compiled or fused blocks). Methods that change predictions or "
-                "embeddings alone (DNG, negative prompting, SLD, CADS, seed variance) do not need it"
-            ) from None
-        if isinstance(found[-1], (nn.ModuleList, nn.ModuleDict)):
-            raise TypeError(
-                f"{site.path!r}, at which the tokens of the block {site.name!r} would be heard, is a {type(found[-1]).__name__}, "
-                f"which is never called; name one of its modules ({site.path}.{next(iter(dict(found[-1].named_children())), 0)})"
-            )
-    return found
-
-
-def places(effects: Sequence[Effect[Any]]) -> list[Place]:
-    """Every module that some effect wants to hear, each once."""
-    found: dict[tuple[str, str], Place] = {}
-    for effect in sorted(effects, key=lambda effect: effect.listens_last):
-        for number, site in enumerate(effect.sites()):
-            found.setdefault((site.path, site.where), Place(site)).heard.append((effect, effect.spot(number)))
-    return list(found.values())
-
-
-# Hooks are called in every block of every step: those that rest must read one attribute of what they are given, and no more.
-# Where methods act, another thread may call the same denoiser for a pipeline that has none.
-
-
-def _site_input(running: RunningCall, session: Session, place: Place, module: nn.Module, args: tuple[Any, ...]) -> Any:
-    if not running.active or here.running is not running:
-        return None
-    x = _heard(running, session, place, args[0])
-    return None if x is args[0] else (x, *args[1:])
-
-
-def _site_output(running: RunningCall, session: Session, place: Place, module: nn.Module, args: Any, output: Any) -> Any:
-    if not running.active or here.running is not running:
-        return None
-    first = output[0] if isinstance(output, tuple) else output
-    x = _heard(running, session, place, first)
-    if x is first:
-        return None
-    return (x, *output[1:]) if isinstance(output, tuple) else x
-
-
-def _heard(running: RunningCall, session: Session, place: Place, x: Tensor) -> Tensor:
-    """What takes the place of a site's tensor: itself, changed in place, unless the site is copied or an effect gives another."""
-    site = place.site
-    x = x.clone() if site.copied else x
-    last = running.image_tokens if running.followed or site.image_first else None
-    if not site.text_first and site.channels is None and last is None:
-        return session.tokens(x, place)
-    first = running.first_image_token if site.text_first else 0
-    image = images(x, first, last, site.channels)
-    session.tokens(image, place)
-    put_back(x, first, image)
-    return x
-
-
-def _site_arguments(
-    running: RunningCall,
-    session: Session,
-    place: Place,
-    names: tuple[str, ...],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    if not running.active or here.running is not running:
-        return None
-    arguments = dict(zip(names, args, strict=False)) | kwargs
-    for effect, spot in place.heard:
-        if effect.active:
-            arguments = effect.arguments(arguments, spot, here.rows)
-    return (), arguments

@@ -26,10 +26,11 @@ from negengine import (
 from negengine.diffusers.apply import _of
 from negengine.diffusers.effect import Effect
 from negengine.diffusers.effects import EFFECTS
+from negengine.diffusers.places import Place
 from negengine.diffusers.report import Report
 from negengine.diffusers.rows import Join, Owners
 from negengine.diffusers.running import RunningCall
-from negengine.diffusers.session import Place, Session
+from negengine.diffusers.session import Session
 from negengine.methods.base import Method
 
 AVOID = "the sea"
@@ -307,7 +308,7 @@ def test_a_block_of_an_inactive_step_reads_one_attribute(family, monkeypatch):
 
         monkeypatch.setattr(kind, "__getattribute__", reading)
     for module, hook in hooked:
-        ends = {"_site_input": (), "_site_output": (torch.ones(1),), "_site_arguments": ({},)}[hook.func.__name__]
+        ends = {"at_input": (), "at_output": (torch.ones(1),), "at_arguments": ({},)}[hook.func.__name__]
         assert hook(module, (torch.ones(1),), *ends) is None
     assert read == ["active"] * len(hooked)
 
