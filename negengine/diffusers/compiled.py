@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from negengine.diffusers.families import Family
 from negengine.diffusers.session import Session
 
 ROOM = 8  # graphs of one function that methods may need when they are applied; as many as torch allows one by default
-_blind: weakref.WeakSet[Any] = weakref.WeakSet()  # the guards of code that does not look for hooks; they die with it
+_blind: weakref.WeakSet[Any] = weakref.WeakSet()  # the guards of graphs that do not look for hooks
 
 
 def prepare(target: Any, denoiser: nn.Module, family: Family) -> None:
@@ -27,7 +28,7 @@ def prepare(target: Any, denoiser: nn.Module, family: Family) -> None:
     config = torch._dynamo.config
     if config.skip_nnmodule_hook_guards:
         config.skip_nnmodule_hook_guards = False
-        _blind.update(graph.guard_manager for graphs in _graphs() for graph in graphs)
+        _blind.update(graph.guard_manager for graph in _graphs())
     if is_compiled(target, denoiser, family):
         _make_room()
     for hook in (Session._enter, Session._leave):
@@ -36,7 +37,7 @@ def prepare(target: Any, denoiser: nn.Module, family: Family) -> None:
 
 def _make_room() -> None:
     config, needed = torch._dynamo.config, most_graphs() + ROOM
-    if _blind or needed > config.accumulated_recompile_limit:
+    if any(graph.guard_manager in _blind for graph in _graphs()) or needed > config.accumulated_recompile_limit:
         torch.compiler.reset()
     elif needed > config.recompile_limit:
         config.recompile_limit = needed
@@ -62,10 +63,16 @@ def is_compiled(target: Any, denoiser: nn.Module, family: Family) -> bool:
 
 def most_graphs() -> int:
     """Of one function, among all that this process has compiled."""
-    return max(map(len, _graphs()), default=0)
+    return max(map(len, _graphs_of_functions()), default=0)
 
 
-def _graphs() -> list[list[Any]]:
-    """Of each function that this process has compiled, those that it has now."""
-    codes = (reference() for reference in torch._dynamo.convert_frame.input_codes.seen)
-    return [torch._dynamo.eval_frame._debug_get_cache_entry_list(code) for code in codes if code is not None]
+def _graphs() -> Iterator[Any]:
+    """All that there are now; what was forgotten is not among them, though others may hold it."""
+    return itertools.chain.from_iterable(_graphs_of_functions())
+
+
+def _graphs_of_functions() -> Iterator[list[Any]]:
+    for reference in torch._dynamo.convert_frame.input_codes.seen:
+        code = reference()
+        if code is not None:
+            yield torch._dynamo.eval_frame._debug_get_cache_entry_list(code)
