@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import signal
 import statistics
 
 import pytest
@@ -190,6 +191,41 @@ def test_without_time_for_a_round_the_loops_that_warmed_up_count(narrow, monkeyp
     assert said[-1].startswith("a round would end after the time given")
 
 
+def test_a_run_that_is_stopped_keeps_its_whole_rounds(narrow, monkeypatch):
+    """Four loops a round after three to warm up: it is stopped in the third round."""
+
+    def seconds(variant, call):
+        if call == 3 + 2 * 4 + 1:
+            raise KeyboardInterrupt
+        return [1.0 + call, 1.0, 1.0]
+
+    clock = Clock(monkeypatch, seconds)
+    given = setting(rounds=5)
+    result = measure(given, subject(given))
+    assert result.interrupted
+    assert {row["rounds"] for row in result.rows} == {2}
+    assert [len(row["step_seconds"]) for row in result.rows] == [2, 2, 2]
+    assert result.rows[0]["step_seconds"] == [[4.0, 1.0, 1.0], [8.0, 1.0, 1.0]]
+    clock.calls = 8  # it is stopped in the first round
+    with pytest.raises(KeyboardInterrupt):
+        measure(given, subject(given))
+
+
+def test_methods_are_taken_off_where_a_loop_ends_early(narrow):
+    given = setting(rounds=1, steps=2)
+    found = subject(given)
+    before, calls = hooks(found.pipe.transformer), []
+
+    def call(**further):
+        calls.append(hooks(found.pipe.transformer))
+        raise KeyboardInterrupt
+
+    variant = Variant("x", "ours", (negengine.NegToMe(threshold=0.5, group_size=2),))
+    with pytest.raises(KeyboardInterrupt):
+        turns._loop(given, dataclasses.replace(found, call=call), turns.Timed(variant))
+    assert calls[0] > before == hooks(found.pipe.transformer)
+
+
 def test_the_pipeline_is_as_it_was(narrow):
     given = setting(methods=("negtome", "nag"), rounds=1, steps=2)
     found = subject(given)
@@ -315,6 +351,68 @@ def test_a_second_run_replaces_the_rows_of_its_case_and_keeps_the_others(narrow,
     assert "2 steps" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+def given_groups(*found):
+    yield from found
+
+
+def stopped_by(how):
+    """Groups of a run, the second of which is stopped."""
+
+    def groups(*_):
+        yield whole.Measured([samples.loop("without", "without"), samples.loop("cpu auto", share=0.2)], {})
+        how()
+        pytest.fail("went on")
+
+    return groups
+
+
+def fails():
+    raise RuntimeError("no memory left")
+
+
+@pytest.mark.parametrize(
+    "how, code, said",
+    [
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "stopped: what was measured until then is kept"),
+        (lambda: signal.raise_signal(signal.SIGTERM), 130, "stopped: what was measured until then is kept"),
+        (fails, 2, "error: no memory left"),
+    ],
+)
+def test_what_was_measured_before_the_end_is_kept(tmp_path, monkeypatch, how, code, said):
+    monkeypatch.setattr(whole, "subject", lambda given: None)
+    monkeypatch.setattr(whole, "groups", stopped_by(how))
+    usual = signal.getsignal(signal.SIGTERM)
+    result = run(*NARROW, "--output", tmp_path)
+    assert result.exit_code == code
+    assert said in result.output.splitlines()
+    assert len(read(tmp_path / "model.json")["rows"]) == 2
+    assert "cpu auto" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
+def test_a_round_that_was_cut_is_kept_and_nothing_follows(tmp_path, monkeypatch):
+    def groups(*_):
+        yield whole.Measured([samples.loop("without", "without")], {}, interrupted=True)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(whole, "subject", lambda given: None)
+    monkeypatch.setattr(whole, "groups", groups)
+    result = run(*NARROW, "--output", tmp_path)
+    assert result.exit_code == 130
+    assert result.output.count("stopped") == 1
+    assert len(read(tmp_path / "model.json")["rows"]) == 1
+
+
+def test_where_nothing_is_measured_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "subject", lambda given: None)
+    monkeypatch.setattr(whole, "groups", lambda *_: given_groups(whole.Measured([], {"x, flash": "not installed"})))
+    result = run(*NARROW, "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "left out:\nx, flash\n    not installed\n" in result.output
+    assert "nothing could be measured, for the reasons above" in result.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_the_printed_table(narrow):
     rows = [
         samples.loop("without", "without"),
@@ -374,7 +472,9 @@ def test_missing_instruments_are_said(narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "no_instruments", lambda: "pip install nvidia-ml-py")
     monkeypatch.setattr(importlib.import_module("negengine.cli.bench.model"), "check_device", lambda name: None)
     monkeypatch.setattr(whole, "subject", lambda given: None)
-    monkeypatch.setattr(whole, "measure", lambda *_: whole.Measured([samples.loop("without", "without")], {"x": "why"}))
+    monkeypatch.setattr(
+        whole, "groups", lambda *_: given_groups(whole.Measured([samples.loop("without", "without")], {"x": "why"}))
+    )
     result = run("--device", "cuda", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("clocks, power and energy are left out: pip install nvidia-ml-py\n")

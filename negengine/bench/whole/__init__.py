@@ -5,7 +5,7 @@ variants of one way to compile and one attention backend take turns, one loop ea
 """
 
 from negengine.bench.whole.candidates import calibrated, variants
-from negengine.bench.whole.measuring import Measured, measure
+from negengine.bench.whole.measuring import Measured, groups, measure
 from negengine.bench.whole.rehearsal import no_instruments, rehearsal
 from negengine.bench.whole.rows import case
 from negengine.bench.whole.setting import COMPILED, METHODS, PUBLISHED, WITHOUT, Setting, Variant
@@ -24,6 +24,7 @@ __all__ = [
     "calibrated",
     "case",
     "checkpoint",
+    "groups",
     "measure",
     "no_instruments",
     "rehearsal",

@@ -31,27 +31,72 @@ class Timed:
     gpu: dict[str, Any] | None = None
 
 
+@dataclass
+class Turns:
+    """What the variants of one way to compile and one attention backend came to, by their names.
+
+    Attributes:
+        refused: name -> why it could not be measured.
+        interrupted: the user stopped it after at least one whole round; ``timed`` holds the whole rounds.
+    """
+
+    timed: dict[str, Timed] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+
 def take_turns(
     setting: Setting,
     subject: Subject,
     found: Sequence[Variant],
     compiled: str | None,
     seconds: float,
-    refused: dict[str, str],
     suffix: str,
     say: Callable[[str], object],
-) -> dict[str, Timed]:
-    """By the variants' names. The first loop of each warms up, and the second too where it compiles; where there is no time for
-    more, the last of them counts. ``refused`` is added to."""
-    base = Variant(WITHOUT, "without")
-    timed: dict[str, Timed] = {}
-    timesteps: Sequence[float] = ()
+) -> Turns:
+    """The first loop of each warms up, and the second too where it compiles; where there is no time for more, the last counts.
+
+    Raises:
+        KeyboardInterrupt: stopped before a round was whole.
+    """
     ends = time.monotonic() + seconds
+    turns = _warmed_up(setting, subject, found, compiled, suffix, say)
+    timed = turns.timed
+    if time.monotonic() + sum(loop.whole for one in timed.values() for loop in one.loops) > ends:
+        say("a round would end after the time given: the loops that warmed up count instead")
+        _loop(setting, subject, timed[AGAIN])
+        return turns
+    for one in timed.values():
+        one.loops.clear()
+    try:
+        for number in range(setting.rounds):
+            spent = time.monotonic()
+            for one in timed.values():
+                _loop(setting, subject, one)
+            if number + 1 < setting.rounds and 2 * time.monotonic() - spent > ends:
+                say(f"{number + 1} of {setting.rounds} rounds: the next would end after the time given")
+                break
+    except KeyboardInterrupt:
+        whole = min(len(one.loops) for one in timed.values())
+        if not whole:
+            raise
+        for one in timed.values():
+            del one.loops[whole:]
+        turns.interrupted = True
+    return turns
+
+
+def _warmed_up(
+    setting: Setting, subject: Subject, found: Sequence[Variant], compiled: str | None, suffix: str, say: Callable[[str], object]
+) -> Turns:
+    """The variants that can run, each with the last loop of its warm-up; the base once more, without a loop."""
+    base, turns = Variant(WITHOUT, "without"), Turns()
+    timesteps: Sequence[float] = ()
     refusals = (ValueError, NotImplementedError, *([TorchDynamoException] if compiled else []))
     for variant in (base, *found):
         one = Timed(variant)
         if variant is not base and not any(variant.acts(t) for t in timesteps):
-            refused[variant.name] = _outside(variant, timesteps)
+            turns.refused[variant.name] = _outside(variant, timesteps)
             continue
         try:
             for _ in range(2 if compiled else 1):
@@ -59,29 +104,15 @@ def take_turns(
         except refusals as refusal:
             if variant is base:
                 raise
-            refused[variant.name] = " ".join(str(refusal).split())
-            negengine.remove(subject.pipe)
+            turns.refused[variant.name] = " ".join(str(refusal).split())
             continue
         warm = one.loops[-1]
         del one.loops[:-1]
         timesteps = warm.timesteps
         say(f"{variant.name + suffix}: a loop of {setting.steps} steps takes {precise(warm.whole)}")
-        timed[variant.name] = one
-        timed.setdefault(AGAIN, Timed(base))
-    if time.monotonic() + sum(loop.whole for one in timed.values() for loop in one.loops) > ends:
-        say("a round would end after the time given: the loops that warmed up count instead")
-        _loop(setting, subject, timed[AGAIN])
-        return timed
-    for one in timed.values():
-        one.loops.clear()
-    for number in range(setting.rounds):
-        spent = time.monotonic()
-        for one in timed.values():
-            _loop(setting, subject, one)
-        if number + 1 < setting.rounds and 2 * time.monotonic() - spent > ends:
-            say(f"{number + 1} of {setting.rounds} rounds: the next would end after the time given")
-            break
-    return timed
+        turns.timed[variant.name] = one
+        turns.timed.setdefault(AGAIN, Timed(base))
+    return turns
 
 
 def _outside(variant: Variant, timesteps: Sequence[float]) -> str:
@@ -91,24 +122,26 @@ def _outside(variant: Variant, timesteps: Sequence[float]) -> str:
 
 
 def _loop(setting: Setting, subject: Subject, timed: Timed) -> None:
-    """One loop of a variant, which is put on before and taken off after it."""
+    """One loop of a variant, which is put on before and taken off after it, however it ends."""
     variant, pipe, cuda = timed.variant, subject.pipe, setting.device.startswith("cuda")
-    if variant.methods:
-        negengine.apply(pipe, *variant.methods)
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before = ceilings.nvml() if cuda else None
-    with uncounted() if variant.role == "published" else contextlib.nullcontext():
-        timed.loops.append(timed_loop(pipe, setting.device, lambda **callback: subject.call(**variant.changes, **callback)))
-    if cuda:
-        timed.peak_bytes = torch.cuda.max_memory_allocated()
-        timed.gpu = _gpu(before, ceilings.nvml(), setting.images)
-    if variant.methods:
+    try:
+        if variant.methods:
+            negengine.apply(pipe, *variant.methods)
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        before = ceilings.nvml() if cuda else None
+        with uncounted() if variant.role == "published" else contextlib.nullcontext():
+            timed.loops.append(timed_loop(pipe, setting.device, lambda **callback: subject.call(**variant.changes, **callback)))
+        if cuda:
+            timed.peak_bytes = torch.cuda.max_memory_allocated()
+            timed.gpu = _gpu(before, ceilings.nvml(), setting.images)
         kinds = {type(settings) for settings in variant.methods}
         if negengine.NegToMe in kinds and variant.role == "ours":
             timed.merged_share = negengine.status(pipe)[negengine.NegToMe].merged_share
-        negengine.remove(pipe)
+    finally:
+        if variant.methods:
+            negengine.remove(pipe)
 
 
 def _gpu(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, images: int) -> dict[str, Any] | None:

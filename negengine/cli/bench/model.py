@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from negengine.cli.bench.report import write
+from negengine.cli.bench.recording import record
 from negengine.cli.errors import one_line_errors
 from negengine.cli.loading import DTYPES, check_device, check_dtype, load, preset
 
@@ -24,7 +24,6 @@ OUTPUT_HELP = (
     "case, compilation and attention) and keeps the rest."
 )
 SIZE_HELP = "Pixels of a side: 1024 if left out; an embedded model has its own."
-TURNS = ("case", "compiled", "attention")
 STEPS_HELP = "The paper's number if left out: 25 for flux-dev, 50 for sdxl-base."
 REHEARSE_HELP = "Say what would run, with how much memory and work, and stop."
 PROFILE_HELP = "Instead of timing, write traces of an active and an inactive step to the folder, and tell the dearest operators."
@@ -56,8 +55,7 @@ def model(
     """Whole denoising loops without, with each method, and with the published algorithm in the same places, taking turns."""
     from negengine.bench import whole
     from negengine.bench.architectures import ARCHITECTURES
-    from negengine.bench.documents import shown
-    from negengine.bench.results import Results, omissions
+    from negengine.bench.results import Results
     from negengine.models import NAMES
 
     check_dtype(dtype)
@@ -102,13 +100,7 @@ def model(
         return
     if device.startswith("cuda") and (reason := whole.no_instruments()) is not None:
         typer.echo(f"clocks, power and energy are left out: {reason}")
-    measured = whole.measure(setting, subject, typer.echo)
-    results.add(measured.rows, None, measured.left_out, TURNS)
-    typer.echo(whole.table(measured.rows))
-    if measured.left_out:
-        typer.echo(f"left out:\n{omissions(measured.left_out)}")
-    typer.echo(results.path)
-    write([shown(results.path.name, results.document)], output)
+    record(whole.groups(setting, subject, typer.echo), results, output)
 
 
 def check_same_machine(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
