@@ -28,15 +28,20 @@ STEPS = {"flux-dev": 3, "sdxl-base": 5}  # the fewest with one in NegToMe's wind
 runner = CliRunner()
 
 
+def forget():
+    footprints._followed.cache_clear()
+    footprints._weights.cache_clear()
+
+
 @pytest.fixture
 def narrow(monkeypatch):
     """One attention head of the true size. What was computed of other widths is forgotten."""
-    footprints._followed.cache_clear()
+    forget()
     monkeypatch.setitem(architectures.FLUX_DEV, "num_attention_heads", 1)
     monkeypatch.setitem(architectures.SDXL_BASE, "block_out_channels", (32, 64, 64))
     monkeypatch.setitem(architectures.SDXL_BASE, "attention_head_dim", [1, 1, 1])
     yield
-    footprints._followed.cache_clear()
+    forget()
 
 
 def setting(model="flux-dev", **changes):

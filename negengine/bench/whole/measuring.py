@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Measured:
     interrupted: bool = False
 
 
-def groups(setting: Setting, subject: Subject, say: Callable[[str], object] = lambda text: None) -> Iterator[Measured]:
+def groups(setting: Setting, subject: Subject, say: Callable[[str], object] = lambda text: None) -> Generator[Measured, None, None]:
     """Time every variant, eager first, then each way to compile, with each attention backend: one result for each such group.
 
     Raises:

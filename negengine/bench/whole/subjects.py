@@ -51,7 +51,7 @@ def subject(setting: Setting) -> Subject:
             f"NegToMe would merge nothing in {setting.model} with --images {setting.images} of {setting.size} x {setting.size}: "
             "it takes at least 2, and pictures large enough for the grids of tokens that it merges; raise --images or --size"
         )
-    check_fits(*needs, setting.device, setting.text_encoders, setting.vae)
+    check_fits(*needs, setting.device, setting.text_encoders, setting.vae, 2 if "negtome" in setting.methods else 1)
     with torch.no_grad(), made_on(setting.device, setting.dtype):
         vae = architecture.vae() if setting.vae else None
         encoders = architecture.encoders() if setting.text_encoders else []
