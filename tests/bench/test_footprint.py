@@ -177,7 +177,7 @@ def test_hundreds_of_images_are_refused_after_a_few_forwards(width, monkeypatch)
     assert free == footprint(architecture, (1, 1), 64, 200, torch.float32).most
     forget()
     monkeypatch.setattr(footprints, "free_bytes", lambda device: free)
-    with pytest.raises(ValueError, match="--images 200$"):
+    with pytest.raises(ValueError, match=r"--images 200$"):
         check_fits(architecture, (1, 1), 64, 500, torch.float32, "cpu")
     assert footprints._followed.cache_info().misses <= 12
     small = footprints._most(architecture, (1, 1), 64, 1, *needs)
