@@ -19,7 +19,7 @@ from negengine.bench.footprint import footprint
 from negengine.bench.look import precise
 from negengine.bench.loops import Loop
 from negengine.bench.results import read
-from negengine.bench.whole import METHODS, PUBLISHED, WITHOUT, Setting, Variant, measure, rehearsal, subject, subjects, turns
+from negengine.bench.whole import METHODS, PUBLISHED, WITHOUT, Setting, Variant, measure, subject, turns
 from negengine.cli import app
 from negengine.diffusers.families import find_denoiser
 
@@ -320,14 +320,6 @@ def test_why_there_are_no_instruments(monkeypatch):
     assert whole.no_instruments() is None
 
 
-def test_a_rehearsal_says_what_a_run_needs(narrow):
-    given = setting(compiled=("blocks",))
-    lines = list(rehearsal(given))
-    needs = footprint(ARCHITECTURES["flux-dev"], (1, 1), 64, 2, torch.float32)
-    assert f"weights {needs.weights / 1e9:.2f} GB; at most {needs.peak / 1e9:.2f} GB" in lines[1]
-    assert "each eager, then compiled: blocks; attention: native; 24 loops" in lines[4]
-
-
 # --- the command -------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +346,20 @@ def test_a_second_run_replaces_the_rows_of_its_case_and_keeps_the_others(narrow,
     ]
     assert "All cases" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "2 steps" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_all_pairs_of_images_and_sizes_stand_in_one_folder(narrow, tmp_path, monkeypatch):
+    made, kept = [], whole.measuring.made
+    monkeypatch.setattr(whole.measuring, "made", lambda setting: made.append(setting) or kept(setting))
+    few = ("--model", "flux-dev", "--depth", "1+1", "--dtype", "float32", "--rounds", 1, "--steps", 2, "--device", "cpu")
+    pairs = ("--images", 2, "--images", 3, "--images", 2, "--size", 64, "--size", 128)
+    result = run(*few, *pairs, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = read(tmp_path / "model.json")["rows"]
+    assert list(dict.fromkeys((row["size"], row["images"]) for row in rows)) == [(64, 2), (64, 3), (128, 2), (128, 3)]
+    assert len(made) == 1
+    assert "time added, over images" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert run(*few, *pairs, "--rehearse", "--output", tmp_path).output.count("flux-dev 1+1, ") == 4
 
 
 def given_groups(*found):
@@ -384,8 +390,8 @@ def fails():
     ],
 )
 def test_what_was_measured_before_the_end_is_kept(tmp_path, monkeypatch, how, code, said):
-    monkeypatch.setattr(whole, "subject", lambda given: None)
-    monkeypatch.setattr(whole, "groups", stopped_by(how))
+    monkeypatch.setattr(whole, "check", lambda settings: None)
+    monkeypatch.setattr(whole, "cases", stopped_by(how))
     usual = signal.getsignal(signal.SIGTERM)
     result = run(*NARROW, "--output", tmp_path)
     assert result.exit_code == code
@@ -400,22 +406,26 @@ def test_a_round_that_was_cut_is_kept_and_nothing_follows(tmp_path, monkeypatch)
         yield whole.Measured([samples.loop("without", "without")], {}, interrupted=True)
         pytest.fail("went on")
 
-    monkeypatch.setattr(whole, "subject", lambda given: None)
-    monkeypatch.setattr(whole, "groups", groups)
+    monkeypatch.setattr(whole, "check", lambda settings: None)
+    monkeypatch.setattr(whole, "cases", groups)
     result = run(*NARROW, "--output", tmp_path)
     assert result.exit_code == 130
     assert result.output.count("stopped") == 1
     assert len(read(tmp_path / "model.json")["rows"]) == 1
 
 
-def test_where_nothing_is_measured_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(whole, "subject", lambda given: None)
-    monkeypatch.setattr(whole, "groups", lambda *_: given_groups(whole.Measured([], {"x, flash": "not installed"})))
-    result = run(*NARROW, "--output", tmp_path)
+@pytest.mark.parametrize("there", [False, True])
+def test_where_nothing_is_measured_nothing_is_written(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "cases", lambda *_: given_groups(whole.Measured([], {"x, flash": "not installed"})))
+    monkeypatch.setattr(whole, "check", lambda settings: None)
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    result = run(*NARROW, "--output", folder)
     assert result.exit_code == 2
     assert "left out:\nx, flash\n    not installed\n" in result.output
     assert "nothing could be measured, for the reasons above" in result.stderr
-    assert not list(tmp_path.rglob("*.json"))
+    assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
 
 
 def test_the_printed_table(narrow):
@@ -438,7 +448,9 @@ def test_the_printed_table(narrow):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--model", "flux-2"), "--model flux-2 is no folder, no hub id (owner/name) and no embedded model"),
+        (("--model", "flux-2"), "no embedded model (mnist-flux, mnist-sdxl), nor flux-dev or sdxl-base"),
+        (("--model", "/"), "--model / is no pipeline: it has no model_index.json"),
+        (("--attention", "best"), "--attention must be of _flash_3, "),
         (("--model", "mnist-flux", "--depth", "1+1"), "--depth is for flux-dev and sdxl-base, whose weights are random"),
         (("--model", "mnist-flux", "--size", "64"), "--size is for flux-dev and sdxl-base and for checkpoints"),
         (("--size", "100"), "the size for flux-dev must be a positive multiple of 16 pixels, got 100"),
@@ -459,13 +471,13 @@ def test_bad_input_is_one_line(narrow, tmp_path, arguments, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_little_memory_is_said_before_anything_is_allocated(narrow, tmp_path, monkeypatch):
     needed = footprint(ARCHITECTURES["flux-dev"], (19, 38), 128, 2, torch.bfloat16).published
     monkeypatch.setattr(footprints, "free_bytes", lambda device: needed // 2)
-    monkeypatch.setattr(subjects, "made_on", lambda *_: pytest.fail("something was made"))
+    monkeypatch.setattr(whole.measuring, "made", lambda *_: pytest.fail("something was made"))
     result = run("--images", 2, "--size", 128, "--output", tmp_path)
     assert result.exit_code == 2
     needs = f"needs {needed / 1e9:.1f} GB, and {needed / 2e9:.1f} GB are free on "
@@ -476,10 +488,8 @@ def test_too_little_memory_is_said_before_anything_is_allocated(narrow, tmp_path
 def test_missing_instruments_are_said(narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "no_instruments", lambda: "pip install nvidia-ml-py")
     monkeypatch.setattr(importlib.import_module("negengine.cli.bench.model"), "check_device", lambda name: None)
-    monkeypatch.setattr(whole, "subject", lambda given: None)
-    monkeypatch.setattr(
-        whole, "groups", lambda *_: given_groups(whole.Measured([samples.loop("without", "without")], {"x": "why"}))
-    )
+    monkeypatch.setattr(whole, "cases", lambda *_: given_groups(whole.Measured([samples.loop("without", "without")], {"x": "why"})))
+    monkeypatch.setattr(whole, "check", lambda settings: None)
     result = run("--device", "cuda", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("clocks, power and energy are left out: pip install nvidia-ml-py\n")
@@ -492,11 +502,11 @@ def test_missing_instruments_are_said(narrow, tmp_path, monkeypatch):
         ("{", "model.json, to which results would be added, is not JSON"),
         (samples.document("model", [], schema=7), "model.json has schema 7, and results of schema 1 cannot be added"),
         (samples.operator(), "model.json has what 'operator', and results of what 'model' cannot be added"),
-        (samples.models(), "the folder holds results of another machine: "),
+        (samples.models(), "the folder holds results of another machine or of other versions: processor A processor and "),
     ],
 )
 def test_what_results_cannot_stand_beside_is_said_before_they_are_measured(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(whole, "subject", lambda given: pytest.fail("measured"))
+    monkeypatch.setattr(whole, "cases", lambda *_: pytest.fail("measured"))
     path = samples.written(tmp_path / "model.json", content)
     before = path.read_text()
     result = run(*NARROW, "--output", tmp_path)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from negengine.bench.whole.candidates import calibrated, variants
 from negengine.bench.whole.rows import case, rows_of
 from negengine.bench.whole.setting import WITHOUT, Setting
-from negengine.bench.whole.subjects import Subject
+from negengine.bench.whole.subjects import Subject, made, subject
 from negengine.bench.whole.turns import Turns, take_turns
 from negengine.diffusers.families import find_denoiser
 
@@ -56,11 +56,42 @@ def groups(setting: Setting, subject: Subject, say: Callable[[str], object] = la
                 return
 
 
+def cases(
+    settings: Sequence[Setting], subjects: Sequence[Subject] | None, say: Callable[[str], object]
+) -> Generator[Measured, None, None]:
+    """:func:`groups` of several settings of one model, which share their time alike.
+
+    Args:
+        subjects: one for each setting; None: of an architecture, whose pipeline is made once for all.
+    """
+    begun = time.monotonic()
+    there = made(settings[0]) if subjects is None else None
+    for number, setting in enumerate(settings):
+        left = (setting.seconds - (time.monotonic() - begun)) / (len(settings) - number)
+        own = subject(setting, there) if subjects is None else subjects[number]
+        if len(settings) > 1:
+            say(case(setting, own))
+        yield from groups(replace(setting, seconds=left), own, say)
+
+
 def measure(setting: Setting, subject: Subject, say: Callable[[str], object] = lambda text: None) -> Measured:
     """As :func:`groups`, all in one."""
     found = list(groups(setting, subject, say))
     left_out = {name: reason for one in found for name, reason in one.left_out.items()}
     return Measured([row for one in found for row in one.rows], left_out, any(one.interrupted for one in found))
+
+
+def check_attention(names: Sequence[str]) -> None:
+    """Raises ValueError: no attention backend of diffusers has this name."""
+    try:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+    except ImportError:  # an older diffusers
+        known = {"native", "xformers"}
+    else:
+        known = {name.value for name in AttentionBackendName}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--attention must be of {', '.join(sorted(known))}; got {name!r}")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from negengine.bench import ceilings
 from negengine.bench.look import precise
 from negengine.bench.loops import Loop, timed_loop
 from negengine.bench.whole.candidates import uncounted
+from negengine.bench.whole.plan import acting, warm_ups
 from negengine.bench.whole.setting import AGAIN, WITHOUT, Setting, Variant
 from negengine.bench.whole.subjects import Subject
 
@@ -90,35 +91,25 @@ def _warmed_up(
     setting: Setting, subject: Subject, found: Sequence[Variant], compiled: str | None, suffix: str, say: Callable[[str], object]
 ) -> Turns:
     """The variants that can run, each with the last loop of its warm-up; the base once more, without a loop."""
-    base, turns = Variant(WITHOUT, "without"), Turns()
-    timesteps: Sequence[float] = ()
+    base, turns = Timed(Variant(WITHOUT, "without")), Turns()
     refusals = (ValueError, NotImplementedError, *([TorchDynamoException] if compiled else []))
-    for variant in (base, *found):
-        one = Timed(variant)
-        if variant is not base and not any(variant.acts(t) for t in timesteps):
-            turns.refused[variant.name] = _outside(variant, timesteps)
-            continue
-        try:
-            for _ in range(2 if compiled else 1):
-                _loop(setting, subject, one)
-        except refusals as refusal:
-            if variant is base:
-                raise
-            turns.refused[variant.name] = " ".join(str(refusal).split())
-            continue
-        warm = one.loops[-1]
+
+    def warm_up(one: Timed) -> None:
+        for _ in range(warm_ups(compiled)):
+            _loop(setting, subject, one)
         del one.loops[:-1]
-        timesteps = warm.timesteps
-        say(f"{variant.name + suffix}: a loop of {setting.steps} steps takes {precise(warm.whole)}")
-        turns.timed[variant.name] = one
-        turns.timed.setdefault(AGAIN, Timed(base))
+        say(f"{one.variant.name + suffix}: a loop of {setting.steps} steps takes {precise(one.loops[-1].whole)}")
+        turns.timed[one.variant.name] = one
+
+    warm_up(base)
+    turns.timed[AGAIN] = Timed(base.variant)
+    kept, turns.refused = acting(found, base.loops[-1].timesteps)
+    for variant in kept:
+        try:
+            warm_up(Timed(variant))
+        except refusals as refusal:
+            turns.refused[variant.name] = " ".join(str(refusal).split())
     return turns
-
-
-def _outside(variant: Variant, timesteps: Sequence[float]) -> str:
-    low, high = variant.window or (0.0, 1000.0)
-    told = ", ".join(f"{t:.0f}" for t in timesteps)
-    return f"acts in no step: its window is from {low:g} to {high:g}, the run's timesteps are {told}; take more --steps"
 
 
 def _loop(setting: Setting, subject: Subject, timed: Timed) -> None:
