@@ -1,5 +1,6 @@
 """Whole loops are timed on the true architectures, made narrow, and their rows are what their steps say."""
 
+import contextlib
 import dataclasses
 import importlib
 import signal
@@ -269,6 +270,44 @@ def test_an_attention_backend_that_is_not_there_is_left_out_for_every_variant(na
     assert {row["attention"] for row in rows.values()} == {"native"}
     assert set(left_out) == {f"{name}: {variant}, flash" for variant in rows}
     assert len(set(left_out.values())) == 1
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compiled by blocks, but the graphs are run as they were traced."""
+    from diffusers import FluxTransformer2DModel
+
+    usual = FluxTransformer2DModel.compile_repeated_blocks
+    monkeypatch.setattr(FluxTransformer2DModel, "compile_repeated_blocks", lambda self, **how: usual(self, backend="eager", **how))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_graphs_are_counted_and_none_is_made_after_warm_up(narrow, traced):
+    rows, left_out, _ = measured(setting(compiled=("blocks",)))
+    assert not left_out
+    seen = {name: row["graphs"] for name, row in rows.items()}
+    assert {name for name, graphs in seen.items() if graphs is None} == {name for name in seen if not name.endswith(", blocks")}
+    assert seen[f"{WITHOUT}, blocks"]["graphs"] == 2  # FLUX.1 has two kinds of blocks
+    assert 0 < seen[f"{PUBLISHED}, blocks"]["graphs"] <= 4
+    assert {graphs["recompiles"] for graphs in seen.values() if graphs} == {0}
+
+
+def test_graphs_made_after_warm_up_are_recompiles(narrow, monkeypatch):
+    calls = []
+
+    def loop(pipe, device, call):
+        calls.append(call)
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] += len(calls)
+        return Loop(3.0, (1.0, 1.0, 1.0), (1000.0, 800.0, 500.0))
+
+    monkeypatch.setattr(turns, "timed_loop", loop)
+    monkeypatch.setattr(whole.measuring, "prepared", lambda *_: contextlib.nullcontext())
+    rows, _, _ = measured(setting(compiled=("blocks",), eager=False, rounds=1))
+    base, ours, published = (row["graphs"] for row in rows.values())
+    assert (base["graphs"], ours["graphs"], published["graphs"]) == (1 + 2, 3 + 4, 5 + 6)
+    assert (base["recompiles"], ours["recompiles"], published["recompiles"]) == (7 + 8, 9, 10)
 
 
 @pytest.mark.exhaustive  # compiles

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+import negengine
 from negengine.bench.whole.candidates import calibrated, variants
 from negengine.bench.whole.rows import case, rows_of
-from negengine.bench.whole.setting import WITHOUT, Setting
+from negengine.bench.whole.setting import WITHOUT, Setting, Variant
 from negengine.bench.whole.subjects import Subject, made, subject
 from negengine.bench.whole.turns import Turns, take_turns
 from negengine.diffusers.families import find_denoiser
@@ -41,6 +42,8 @@ def groups(setting: Setting, subject: Subject, say: Callable[[str], object] = la
     begun = time.monotonic()
     with torch.no_grad(), calibrated(setting, subject) as (threshold, published):
         found = list(variants(setting, subject, threshold, published))
+        if setting.compiled and found:
+            _apply_once(subject, found[0])
         for compiled, attention in setting.groups:
             suffix = "".join(f", {word}" for word in (compiled, attention) if word not in (None, "native"))
             with prepared(subject, compiled, attention) as refusal:
@@ -92,6 +95,13 @@ def check_attention(names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"--attention must be of {', '.join(sorted(known))}; got {name!r}")
+
+
+def _apply_once(subject: Subject, variant: Variant) -> None:
+    """The first ``apply`` of a process lets torch forget what was compiled before it: it comes before anything is."""
+    with contextlib.suppress(ValueError, NotImplementedError):  # its loops will tell
+        negengine.apply(subject.pipe, *variant.methods)
+        negengine.remove(subject.pipe)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,16 @@ from negengine.bench.whole.subjects import Subject
 
 @dataclass
 class Timed:
-    """The loops of one variant, and what its last one told."""
+    """The loops of one variant, and what its last one told.
+
+    Attributes:
+        warm: what follows is no warm-up. graphs, recompiles: that torch compiled in its loops before that, and since.
+    """
 
     variant: Variant
+    warm: bool = False
+    graphs: int = 0
+    recompiles: int = 0
     loops: list[Loop] = field(default_factory=list)
     merged_share: float | None = None
     peak_bytes: int | None = None
@@ -98,11 +105,12 @@ def _warmed_up(
         for _ in range(warm_ups(compiled)):
             _loop(setting, subject, one)
         del one.loops[:-1]
+        one.warm = True
         say(f"{one.variant.name + suffix}: a loop of {setting.steps} steps takes {precise(one.loops[-1].whole)}")
         turns.timed[one.variant.name] = one
 
     warm_up(base)
-    turns.timed[AGAIN] = Timed(base.variant)
+    turns.timed[AGAIN] = Timed(base.variant, warm=True)
     kept, turns.refused = acting(found, base.loops[-1].timesteps)
     for variant in kept:
         try:
@@ -115,6 +123,7 @@ def _warmed_up(
 def _loop(setting: Setting, subject: Subject, timed: Timed) -> None:
     """One loop of a variant, which is put on before and taken off after it, however it ends."""
     variant, pipe, cuda = timed.variant, subject.pipe, setting.device.startswith("cuda")
+    compiled = _graphs()
     try:
         if variant.methods:
             negengine.apply(pipe, *variant.methods)
@@ -133,6 +142,15 @@ def _loop(setting: Setting, subject: Subject, timed: Timed) -> None:
     finally:
         if variant.methods:
             negengine.remove(pipe)
+    if timed.warm:
+        timed.recompiles += _graphs() - compiled
+    else:
+        timed.graphs += _graphs() - compiled
+
+
+def _graphs() -> int:
+    """That torch has compiled in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def _gpu(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, images: int) -> dict[str, Any] | None:
