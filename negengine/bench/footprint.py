@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from negengine.bench import rivals
 from negengine.bench.architectures import Architecture, made_on
+from negengine.bench.free import free_bytes
 from negengine.diffusers.effects.blocks import select
 from negengine.diffusers.families import Site, find_denoiser
 
@@ -218,14 +219,6 @@ def _published(model: nn.Module, size: int, images: int, live: _Live, searches: 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def free_bytes(device: str) -> int:
-    """Memory that a process can still have."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
 
 
 def check_fits(
