@@ -113,6 +113,7 @@ class Architecture:
         vae: -> the VAE. upcasts: whether the pipeline decodes in float32 where the models are in float16.
         encoders: -> the text encoders.
         call: size, images, encoders -> what the pipeline's call takes in the place of a prompt. Called within :func:`made_on`.
+        timesteps: size, steps -> at which the pipeline calls the denoiser.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Architecture:
     upcasts: bool
     encoders: Callable[[], list[nn.Module]]
     call: Callable[[int, int, list[nn.Module]], Inputs]
+    timesteps: Callable[[int, int], list[float]]
 
     def depth(self, text: str | None) -> tuple[int, int]:
         """Raises ValueError: no depth of this model."""
@@ -185,10 +187,26 @@ def _flux_inputs(size: int, images: int) -> Inputs:
 
 
 def _flux_pipeline(denoiser: nn.Module, vae: nn.Module | None) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from diffusers import FluxPipeline
 
     nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    return FluxPipeline(scheduler=FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULER), vae=vae, transformer=denoiser, **nothing)
+    return FluxPipeline(scheduler=_flux_scheduler(), vae=vae, transformer=denoiser, **nothing)
+
+
+def _flux_scheduler() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**FLUX_SCHEDULER)
+
+
+def _flux_timesteps(size: int, steps: int) -> list[float]:
+    """As the pipeline shifts them with the number of tokens."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    scheduler, shift = _flux_scheduler(), calculate_shift((size // 16) ** 2, *(FLUX_SCHEDULER[key] for key in keys))
+    scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)], mu=shift)
+    return scheduler.timesteps.tolist()
 
 
 def _flux_encoders() -> list[nn.Module]:
@@ -228,11 +246,22 @@ def _sdxl_inputs(size: int, images: int) -> Inputs:
 
 
 def _sdxl_pipeline(denoiser: nn.Module, vae: nn.Module | None) -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
     nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    scheduler = EulerDiscreteScheduler(**SDXL_SCHEDULER)
-    return StableDiffusionXLPipeline(scheduler=scheduler, vae=vae, unet=denoiser, **nothing, add_watermarker=False)
+    return StableDiffusionXLPipeline(scheduler=_sdxl_scheduler(), vae=vae, unet=denoiser, **nothing, add_watermarker=False)
+
+
+def _sdxl_scheduler() -> Any:
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(**SDXL_SCHEDULER)
+
+
+def _sdxl_timesteps(size: int, steps: int) -> list[float]:
+    scheduler = _sdxl_scheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler.timesteps.tolist()
 
 
 def _sdxl_encoders() -> list[nn.Module]:
@@ -283,6 +312,7 @@ ARCHITECTURES = {
         upcasts=False,
         encoders=_flux_encoders,
         call=_flux_call,
+        timesteps=_flux_timesteps,
     ),
     "sdxl-base": Architecture(
         name="sdxl-base",
@@ -299,5 +329,6 @@ ARCHITECTURES = {
         upcasts=True,
         encoders=_sdxl_encoders,
         call=_sdxl_call,
+        timesteps=_sdxl_timesteps,
     ),
 }

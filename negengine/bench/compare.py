@@ -155,6 +155,12 @@ def differences(old: Document, new: Document) -> list[str]:
     return _differing(*named)
 
 
+def apart(old: Document, new: Document) -> list[str]:
+    """What two documents differ in of machine, instruction set and versions, by name."""
+    named = [{**_machine(one), "instruction set": one["isa"], **one["versions"]} for one in (old, new)]
+    return _differing(*named)
+
+
 def check_machine(old: Document, new: Document) -> None:
     """Raises OtherMachine where :func:`compare` does."""
     differing = _differing(*(_machine(document) for document in (old, new)))

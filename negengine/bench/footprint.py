@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from negengine.bench import rivals
 from negengine.bench.architectures import Architecture, made_on
+from negengine.bench.free import free_bytes
 from negengine.diffusers.effects.blocks import select
 from negengine.diffusers.families import Site, find_denoiser
 
@@ -219,14 +221,6 @@ def _published(model: nn.Module, size: int, images: int, live: _Live, searches: 
             hook.remove()
 
 
-def free_bytes(device: str) -> int:
-    """Memory that a process can still have."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-
-
 def check_fits(
     architecture: Architecture,
     depth: tuple[int, int],
@@ -236,29 +230,29 @@ def check_fits(
     device: str,
     encoders: bool = False,
     vae: bool = False,
+    least: int = 1,
 ) -> None:
-    """Raises ValueError: there is too little memory; names the largest depth, number of images and size that fit."""
+    """Raises ValueError: there is too little memory; names the largest depth, number of images and size that fit.
+
+    Args:
+        least: images that are worth to be named.
+    """
     free = free_bytes(device)
 
-    def needs(depth: tuple[int, int] = depth, size: int = size, images: int = images) -> Footprint:
-        return footprint(architecture, depth, size, images, dtype, encoders, vae)
+    def needs(depth: tuple[int, int] = depth, size: int = size, images: int = images) -> int:
+        return _most(architecture, depth, size, images, dtype, encoders, vae)
 
-    def fits(**changes: Any) -> bool:
-        return needs(**changes).most <= free
-
-    if fits():
+    needed = needs()
+    if needed <= free:
         return
-    whole = needs()
-    needed, small = whole.most, whole.weights + whole.beside <= free  # else no smaller picture helps
-    eighths = range(7, 0, -1)
-    depths = [(max(1, depth[0] * share // 8), max(1, depth[1] * share // 8)) for share in eighths]
-    sizes = [architecture.stride * max(1, size * share // 8 // architecture.stride) for share in eighths]
-    options = [
-        next((f"--depth {one[0]}+{one[1]}" for one in depths if fits(depth=one)), None),
-        next((f"--images {one}" for one in range(images - 1, 0, -1) if small and fits(images=one)), None),
-        next((f"--size {one}" for one in sizes if small and fits(size=one)), None),
-    ]
-    found = [option for option in options if option is not None]
+    eighths = [(max(1, depth[0] * share // 8), max(1, depth[1] * share // 8)) for share in range(7, 0, -1)]
+    fewer = next((f"--depth {one[0]}+{one[1]}" for one in eighths if needs(depth=one) <= free), None)
+    found = [fewer] if fewer is not None else []
+    if (few := largest_within(least, images, lambda images: needs(images=images), free)) is not None:
+        found.append(f"--images {few}")
+    stride = architecture.stride
+    if (small := largest_within(1, size // stride, lambda side: needs(size=side * stride), free, power=2)) is not None:
+        found.append(f"--size {small * stride}")
     taking = [name for name, taken in ((", its text encoders", encoders), (", its VAE", vae)) if taken]
     would = f"what fits: {', or '.join(found)}" if found else "nothing of this model fits; free some memory"
     raise ValueError(
@@ -266,3 +260,42 @@ def check_fits(
         f"needs {needed / 1e9:.1f} GB, "
         f"and {free / 1e9:.1f} GB are free on {device}; {would}"
     )
+
+
+def largest_within(low: int, high: int, needs: Callable[[int], float], limit: float, power: int = 1) -> int | None:
+    """The largest number from ``low`` on that needs no more than the limit, where ``high`` needs more; None: there is none.
+
+    Each guess lies where the limit would be if what is needed grew as the number's power, so that few have to be looked at.
+    """
+    if low >= high or (below := needs(low)) > limit:
+        return None
+    above = needs(high)
+    for turn in itertools.count(1):
+        if high - low <= 1:
+            break
+        share = (limit - below) / (above - below) if turn % 3 else 0.5  # where it grows otherwise, halves end it soon
+        guess = int((low**power + share * (high**power - low**power)) ** (1 / power))
+        guess = min(max(guess, low + 1), high - 1)
+        if (found := needs(guess)) <= limit:
+            low, below = guess, found
+        else:
+            high, above = guess, found
+    return low
+
+
+def _most(
+    architecture: Architecture, depth: tuple[int, int], size: int, images: int, dtype: torch.dtype, encoders: bool, vae: bool
+) -> int:
+    """:attr:`Footprint.most` of what :func:`footprint` would give, with one forward to follow."""
+    one, two, other = (_weights(architecture, layers, dtype) for layers in ((1, 1), (2, 1), (1, 2)))
+    weights = one + (depth[0] - 1) * (two - one) + (depth[1] - 1) * (other - one)
+    shallow = _followed(architecture, (1, 1), size, images, dtype)
+    decoder, decoding = _decoded(architecture, size, images, dtype) if vae else (0, 0)
+    beside = decoder + (_encoders(architecture, dtype) if encoders else 0)
+    return weights + beside + max(shallow.published - shallow.weights, decoding)
+
+
+@functools.cache
+def _weights(architecture: Architecture, depth: tuple[int, int], dtype: torch.dtype) -> int:
+    with made_on("meta", dtype):
+        return sum(parameter.nbytes for parameter in architecture.denoiser(depth).parameters())

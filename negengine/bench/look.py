@@ -35,6 +35,13 @@ def precise(value: float) -> str:
     return _in_unit(value, "#.4g")
 
 
+def duration(value: float) -> str:
+    """Of what takes long, roughly."""
+    if value < 100:
+        return f"{value:.0f} s" if value >= 9.5 else seconds(value)
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
 def percent(value: float, sign: str = "+") -> str:
     """With one decimal, none from 100 % on, and a true minus. ``sign``: of what is not negative."""
     digits = 0 if abs(value) >= 0.9995 else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,13 @@ def preset(model: str, prompts: int) -> dict[str, Any]:
     return models.preset(model).call_kwargs(prompts) if model in models.NAMES else {}
 
 
-def load(model: str, dtype: str, device: str, scheduler: str | None = None) -> Any:
-    """The pipeline of ``--model``, with the sampler of ``--scheduler``. Raises ValueError for what is neither."""
-    pipe = _pipeline(model, dtype, device)
+def load(model: str, dtype: str, device: str, scheduler: str | None = None, others: Sequence[str] = ()) -> Any:
+    """The pipeline of ``--model``, with the sampler of ``--scheduler``. Raises ValueError for what is neither.
+
+    Args:
+        others: what else the command takes as a model, by name.
+    """
+    pipe = _pipeline(model, dtype, device, others)
     if scheduler is not None:
         pipe.scheduler = _scheduler(scheduler, pipe.scheduler)
     return pipe
@@ -75,14 +80,19 @@ def _flows(scheduler: Any) -> bool:
     return "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
-def _pipeline(model: str, dtype: str, device: str) -> Any:
+def _pipeline(model: str, dtype: str, device: str, others: Sequence[str]) -> Any:
     from negengine import models
 
     quiet_libraries()
     if model in models.NAMES:
         return models.load(model, DTYPES[dtype], device)
     if not Path(model).exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"--model {model} is no folder, no hub id (owner/name) and no embedded model ({', '.join(models.NAMES)})")
+        known = f", nor {' or '.join(others)}" if others else ""
+        raise ValueError(
+            f"--model {model} is no folder, no hub id (owner/name) and no embedded model ({', '.join(models.NAMES)}){known}"
+        )
+    if Path(model).exists() and not (Path(model) / "model_index.json").exists():
+        raise ValueError(f"--model {model} is no pipeline: it has no model_index.json")
     from diffusers import DiffusionPipeline
 
     try:

@@ -14,10 +14,15 @@ from negengine.bench.footprint import check_fits, footprint
 SIZES = {"flux-dev": 128, "sdxl-base": 512}
 
 
+def forget():
+    footprints._followed.cache_clear()
+    footprints._weights.cache_clear()
+
+
 @pytest.fixture
 def width(monkeypatch):
     """How many attention heads there are instead of the true number; what was computed of other widths is forgotten."""
-    footprints._followed.cache_clear()
+    forget()
 
     def set_to(heads):
         monkeypatch.setitem(architectures.FLUX_DEV, "num_attention_heads", heads)
@@ -25,7 +30,7 @@ def width(monkeypatch):
         monkeypatch.setitem(architectures.SDXL_BASE, "attention_head_dim", [heads] * 3)
 
     yield set_to
-    footprints._followed.cache_clear()
+    forget()
 
 
 def counted(run):
@@ -143,7 +148,7 @@ def test_what_is_said_to_fit_fits_and_one_step_more_does_not(share, width, monke
         assert needed(images=int(said["images"]) + 1) > free
     if "size" in said:
         assert needed(size=int(said["size"])) <= free
-        assert needed(size=int(said["size"]) + 32) > free  # an eighth
+        assert needed(size=int(said["size"]) + 16) > free
     for name, value in said.items():
         changed = {"depth": depth, "size": size, "images": images}
         changed[name] = (first, second) if name == "depth" else int(value)
@@ -155,3 +160,28 @@ def test_where_nothing_fits_it_is_said(width, monkeypatch):
     monkeypatch.setattr(footprints, "free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match="nothing of this model fits; free some memory"):
         check_fits(ARCHITECTURES["flux-dev"], (1, 1), 64, 2, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("limit, found", [(500**2, 500), (1, 1), (0.5, None), (777.5**2, 777)])
+def test_the_largest_that_fits_is_found_in_few_looks(power, limit, found):
+    looks = []
+    assert footprints.largest_within(1, 1000, lambda n: looks.append(n) or n**2, limit, power) == found
+    assert len(looks) <= 20
+
+
+def test_hundreds_of_images_are_refused_after_a_few_forwards(width, monkeypatch):
+    width(1)
+    architecture, needs = ARCHITECTURES["flux-dev"], (torch.float32, False, False)
+    free = footprints._most(architecture, (1, 1), 64, 200, *needs)
+    assert free == footprint(architecture, (1, 1), 64, 200, torch.float32).most
+    forget()
+    monkeypatch.setattr(footprints, "free_bytes", lambda device: free)
+    with pytest.raises(ValueError, match=r"--images 200$"):
+        check_fits(architecture, (1, 1), 64, 500, torch.float32, "cpu")
+    assert footprints._followed.cache_info().misses <= 12
+    small = footprints._most(architecture, (1, 1), 64, 1, *needs)
+    monkeypatch.setattr(footprints, "free_bytes", lambda device: small)
+    with pytest.raises(ValueError, match=re.escape("needs 0.")) as raised:
+        check_fits(architecture, (1, 1), 64, 3, torch.float32, "cpu", least=2)
+    assert "--images" not in str(raised.value)

@@ -1,7 +1,9 @@
 """Whole loops are timed on the true architectures, made narrow, and their rows are what their steps say."""
 
+import contextlib
 import dataclasses
 import importlib
+import signal
 import statistics
 
 import pytest
@@ -18,7 +20,7 @@ from negengine.bench.footprint import footprint
 from negengine.bench.look import precise
 from negengine.bench.loops import Loop
 from negengine.bench.results import read
-from negengine.bench.whole import METHODS, PUBLISHED, WITHOUT, Setting, Variant, measure, rehearsal, subject, subjects, turns
+from negengine.bench.whole import METHODS, PUBLISHED, WITHOUT, Setting, Variant, measure, subject, turns
 from negengine.cli import app
 from negengine.diffusers.families import find_denoiser
 
@@ -27,15 +29,20 @@ STEPS = {"flux-dev": 3, "sdxl-base": 5}  # the fewest with one in NegToMe's wind
 runner = CliRunner()
 
 
+def forget():
+    footprints._followed.cache_clear()
+    footprints._weights.cache_clear()
+
+
 @pytest.fixture
 def narrow(monkeypatch):
     """One attention head of the true size. What was computed of other widths is forgotten."""
-    footprints._followed.cache_clear()
+    forget()
     monkeypatch.setitem(architectures.FLUX_DEV, "num_attention_heads", 1)
     monkeypatch.setitem(architectures.SDXL_BASE, "block_out_channels", (32, 64, 64))
     monkeypatch.setitem(architectures.SDXL_BASE, "attention_head_dim", [1, 1, 1])
     yield
-    footprints._followed.cache_clear()
+    forget()
 
 
 def setting(model="flux-dev", **changes):
@@ -190,6 +197,41 @@ def test_without_time_for_a_round_the_loops_that_warmed_up_count(narrow, monkeyp
     assert said[-1].startswith("a round would end after the time given")
 
 
+def test_a_run_that_is_stopped_keeps_its_whole_rounds(narrow, monkeypatch):
+    """Four loops a round after three to warm up: it is stopped in the third round."""
+
+    def seconds(variant, call):
+        if call == 3 + 2 * 4 + 1:
+            raise KeyboardInterrupt
+        return [1.0 + call, 1.0, 1.0]
+
+    clock = Clock(monkeypatch, seconds)
+    given = setting(rounds=5)
+    result = measure(given, subject(given))
+    assert result.interrupted
+    assert {row["rounds"] for row in result.rows} == {2}
+    assert [len(row["step_seconds"]) for row in result.rows] == [2, 2, 2]
+    assert result.rows[0]["step_seconds"] == [[4.0, 1.0, 1.0], [8.0, 1.0, 1.0]]
+    clock.calls = 8  # it is stopped in the first round
+    with pytest.raises(KeyboardInterrupt):
+        measure(given, subject(given))
+
+
+def test_methods_are_taken_off_where_a_loop_ends_early(narrow):
+    given = setting(rounds=1, steps=2)
+    found = subject(given)
+    before, calls = hooks(found.pipe.transformer), []
+
+    def call(**further):
+        calls.append(hooks(found.pipe.transformer))
+        raise KeyboardInterrupt
+
+    variant = Variant("x", "ours", (negengine.NegToMe(threshold=0.5, group_size=2),))
+    with pytest.raises(KeyboardInterrupt):
+        turns._loop(given, dataclasses.replace(found, call=call), turns.Timed(variant))
+    assert calls[0] > before == hooks(found.pipe.transformer)
+
+
 def test_the_pipeline_is_as_it_was(narrow):
     given = setting(methods=("negtome", "nag"), rounds=1, steps=2)
     found = subject(given)
@@ -228,6 +270,44 @@ def test_an_attention_backend_that_is_not_there_is_left_out_for_every_variant(na
     assert {row["attention"] for row in rows.values()} == {"native"}
     assert set(left_out) == {f"{name}: {variant}, flash" for variant in rows}
     assert len(set(left_out.values())) == 1
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compiled by blocks, but the graphs are run as they were traced."""
+    from diffusers import FluxTransformer2DModel
+
+    usual = FluxTransformer2DModel.compile_repeated_blocks
+    monkeypatch.setattr(FluxTransformer2DModel, "compile_repeated_blocks", lambda self, **how: usual(self, backend="eager", **how))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_graphs_are_counted_and_none_is_made_after_warm_up(narrow, traced):
+    rows, left_out, _ = measured(setting(compiled=("blocks",)))
+    assert not left_out
+    seen = {name: row["graphs"] for name, row in rows.items()}
+    assert {name for name, graphs in seen.items() if graphs is None} == {name for name in seen if not name.endswith(", blocks")}
+    assert seen[f"{WITHOUT}, blocks"]["graphs"] == 2  # FLUX.1 has two kinds of blocks
+    assert 0 < seen[f"{PUBLISHED}, blocks"]["graphs"] <= 4
+    assert {graphs["recompiles"] for graphs in seen.values() if graphs} == {0}
+
+
+def test_graphs_made_after_warm_up_are_recompiles(narrow, monkeypatch):
+    calls = []
+
+    def loop(pipe, device, call):
+        calls.append(call)
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] += len(calls)
+        return Loop(3.0, (1.0, 1.0, 1.0), (1000.0, 800.0, 500.0))
+
+    monkeypatch.setattr(turns, "timed_loop", loop)
+    monkeypatch.setattr(whole.measuring, "prepared", lambda *_: contextlib.nullcontext())
+    rows, _, _ = measured(setting(compiled=("blocks",), eager=False, rounds=1))
+    base, ours, published = (row["graphs"] for row in rows.values())
+    assert (base["graphs"], ours["graphs"], published["graphs"]) == (1 + 2, 3 + 4, 5 + 6)
+    assert (base["recompiles"], ours["recompiles"], published["recompiles"]) == (7 + 8, 9, 10)
 
 
 @pytest.mark.exhaustive  # compiles
@@ -279,14 +359,6 @@ def test_why_there_are_no_instruments(monkeypatch):
     assert whole.no_instruments() is None
 
 
-def test_a_rehearsal_says_what_a_run_needs(narrow):
-    given = setting(compiled=("blocks",))
-    lines = list(rehearsal(given))
-    needs = footprint(ARCHITECTURES["flux-dev"], (1, 1), 64, 2, torch.float32)
-    assert f"weights {needs.weights / 1e9:.2f} GB; at most {needs.peak / 1e9:.2f} GB" in lines[1]
-    assert "each eager, then compiled: blocks; attention: native; 24 loops" in lines[4]
-
-
 # --- the command -------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +387,86 @@ def test_a_second_run_replaces_the_rows_of_its_case_and_keeps_the_others(narrow,
     assert "2 steps" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+def test_all_pairs_of_images_and_sizes_stand_in_one_folder(narrow, tmp_path, monkeypatch):
+    made, kept = [], whole.measuring.made
+    monkeypatch.setattr(whole.measuring, "made", lambda setting: made.append(setting) or kept(setting))
+    few = ("--model", "flux-dev", "--depth", "1+1", "--dtype", "float32", "--rounds", 1, "--steps", 2, "--device", "cpu")
+    pairs = ("--images", 2, "--images", 3, "--images", 2, "--size", 64, "--size", 128)
+    result = run(*few, *pairs, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = read(tmp_path / "model.json")["rows"]
+    assert list(dict.fromkeys((row["size"], row["images"]) for row in rows)) == [(64, 2), (64, 3), (128, 2), (128, 3)]
+    assert len(made) == 1
+    assert "time added, over images" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert run(*few, *pairs, "--rehearse", "--output", tmp_path).output.count("flux-dev 1+1, ") == 4
+
+
+def given_groups(*found):
+    yield from found
+
+
+def stopped_by(how):
+    """Groups of a run, the second of which is stopped."""
+
+    def groups(*_):
+        yield whole.Measured([samples.loop("without", "without"), samples.loop("cpu auto", share=0.2)], {})
+        how()
+        pytest.fail("went on")
+
+    return groups
+
+
+def fails():
+    raise RuntimeError("no memory left")
+
+
+@pytest.mark.parametrize(
+    "how, code, said",
+    [
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "stopped: what was measured until then is kept"),
+        (lambda: signal.raise_signal(signal.SIGTERM), 130, "stopped: what was measured until then is kept"),
+        (fails, 2, "error: no memory left"),
+    ],
+)
+def test_what_was_measured_before_the_end_is_kept(tmp_path, monkeypatch, how, code, said):
+    monkeypatch.setattr(whole, "check", lambda settings: None)
+    monkeypatch.setattr(whole, "cases", stopped_by(how))
+    usual = signal.getsignal(signal.SIGTERM)
+    result = run(*NARROW, "--output", tmp_path)
+    assert result.exit_code == code
+    assert said in result.output.splitlines()
+    assert len(read(tmp_path / "model.json")["rows"]) == 2
+    assert "cpu auto" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert signal.getsignal(signal.SIGTERM) is usual
+
+
+def test_a_round_that_was_cut_is_kept_and_nothing_follows(tmp_path, monkeypatch):
+    def groups(*_):
+        yield whole.Measured([samples.loop("without", "without")], {}, interrupted=True)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(whole, "check", lambda settings: None)
+    monkeypatch.setattr(whole, "cases", groups)
+    result = run(*NARROW, "--output", tmp_path)
+    assert result.exit_code == 130
+    assert result.output.count("stopped") == 1
+    assert len(read(tmp_path / "model.json")["rows"]) == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_where_nothing_is_measured_nothing_is_written(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole, "cases", lambda *_: given_groups(whole.Measured([], {"x, flash": "not installed"})))
+    monkeypatch.setattr(whole, "check", lambda settings: None)
+    folder = tmp_path / "a" / "b"
+    if there:
+        folder.mkdir(parents=True)
+    result = run(*NARROW, "--output", folder)
+    assert result.exit_code == 2
+    assert "left out:\nx, flash\n    not installed\n" in result.output
+    assert "nothing could be measured, for the reasons above" in result.stderr
+    assert list(tmp_path.rglob("*")) == ([folder.parent, folder] if there else [])
+
+
 def test_the_printed_table(narrow):
     rows = [
         samples.loop("without", "without"),
@@ -335,7 +487,9 @@ def test_the_printed_table(narrow):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--model", "flux-2"), "--model flux-2 is no folder, no hub id (owner/name) and no embedded model"),
+        (("--model", "flux-2"), "no embedded model (mnist-flux, mnist-sdxl), nor flux-dev or sdxl-base"),
+        (("--model", "/"), "--model / is no pipeline: it has no model_index.json"),
+        (("--attention", "best"), "--attention must be of _flash_3, "),
         (("--model", "mnist-flux", "--depth", "1+1"), "--depth is for flux-dev and sdxl-base, whose weights are random"),
         (("--model", "mnist-flux", "--size", "64"), "--size is for flux-dev and sdxl-base and for checkpoints"),
         (("--size", "100"), "the size for flux-dev must be a positive multiple of 16 pixels, got 100"),
@@ -356,13 +510,13 @@ def test_bad_input_is_one_line(narrow, tmp_path, arguments, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_little_memory_is_said_before_anything_is_allocated(narrow, tmp_path, monkeypatch):
     needed = footprint(ARCHITECTURES["flux-dev"], (19, 38), 128, 2, torch.bfloat16).published
     monkeypatch.setattr(footprints, "free_bytes", lambda device: needed // 2)
-    monkeypatch.setattr(subjects, "made_on", lambda *_: pytest.fail("something was made"))
+    monkeypatch.setattr(whole.measuring, "made", lambda *_: pytest.fail("something was made"))
     result = run("--images", 2, "--size", 128, "--output", tmp_path)
     assert result.exit_code == 2
     needs = f"needs {needed / 1e9:.1f} GB, and {needed / 2e9:.1f} GB are free on "
@@ -373,8 +527,8 @@ def test_too_little_memory_is_said_before_anything_is_allocated(narrow, tmp_path
 def test_missing_instruments_are_said(narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "no_instruments", lambda: "pip install nvidia-ml-py")
     monkeypatch.setattr(importlib.import_module("negengine.cli.bench.model"), "check_device", lambda name: None)
-    monkeypatch.setattr(whole, "subject", lambda given: None)
-    monkeypatch.setattr(whole, "measure", lambda *_: whole.Measured([samples.loop("without", "without")], {"x": "why"}))
+    monkeypatch.setattr(whole, "cases", lambda *_: given_groups(whole.Measured([samples.loop("without", "without")], {"x": "why"})))
+    monkeypatch.setattr(whole, "check", lambda settings: None)
     result = run("--device", "cuda", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("clocks, power and energy are left out: pip install nvidia-ml-py\n")
@@ -387,11 +541,11 @@ def test_missing_instruments_are_said(narrow, tmp_path, monkeypatch):
         ("{", "model.json, to which results would be added, is not JSON"),
         (samples.document("model", [], schema=7), "model.json has schema 7, and results of schema 1 cannot be added"),
         (samples.operator(), "model.json has what 'operator', and results of what 'model' cannot be added"),
-        (samples.models(), "the folder holds results of another machine: "),
+        (samples.models(), "the folder holds results of another machine or of other versions: processor A processor and "),
     ],
 )
 def test_what_results_cannot_stand_beside_is_said_before_they_are_measured(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(whole, "subject", lambda given: pytest.fail("measured"))
+    monkeypatch.setattr(whole, "cases", lambda *_: pytest.fail("measured"))
     path = samples.written(tmp_path / "model.json", content)
     before = path.read_text()
     result = run(*NARROW, "--output", tmp_path)

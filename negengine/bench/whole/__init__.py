@@ -5,11 +5,12 @@ variants of one way to compile and one attention backend take turns, one loop ea
 """
 
 from negengine.bench.whole.candidates import calibrated, variants
-from negengine.bench.whole.measuring import Measured, measure
-from negengine.bench.whole.rehearsal import no_instruments, rehearsal
+from negengine.bench.whole.measuring import Measured, cases, check_attention, groups, measure
+from negengine.bench.whole.plan import check_loaded
+from negengine.bench.whole.rehearsal import check, no_instruments, rehearse
 from negengine.bench.whole.rows import case
 from negengine.bench.whole.setting import COMPILED, METHODS, PUBLISHED, WITHOUT, Setting, Variant
-from negengine.bench.whole.subjects import Subject, checkpoint, subject
+from negengine.bench.whole.subjects import Made, Subject, checkpoint, made, subject
 from negengine.bench.whole.tables import table
 
 __all__ = [
@@ -17,16 +18,23 @@ __all__ = [
     "METHODS",
     "PUBLISHED",
     "WITHOUT",
+    "Made",
     "Measured",
     "Setting",
     "Subject",
     "Variant",
     "calibrated",
     "case",
+    "cases",
+    "check",
+    "check_attention",
+    "check_loaded",
     "checkpoint",
+    "groups",
+    "made",
     "measure",
     "no_instruments",
-    "rehearsal",
+    "rehearse",
     "subject",
     "table",
     "variants",

@@ -13,7 +13,7 @@ import torch
 import negengine
 from negengine import ops
 from negengine.bench.published import published_backend
-from negengine.bench.variants import usable
+from negengine.bench.variants import precision, usable
 from negengine.bench.whole.setting import PUBLISHED, Setting, Variant
 from negengine.bench.whole.subjects import Subject
 from negengine.diffusers.families import find_denoiser
@@ -36,7 +36,7 @@ def variants(setting: Setting, subject: Subject, threshold: float | None, publis
             yield from _other(name, subject)
             continue
         settings: Any = family.with_defaults(negengine.NegToMe(threshold=threshold, group_size=setting.images))
-        for backend, search in usable(setting.device, setting.dtype, [name for name in ops.backends() if name != published.name]):
+        for backend, search in _calls(setting, published.name):
             if not setting.searches and search != "auto":
                 continue
             if setting.device == "cpu" and backend == "torch" and not setting.searches:
@@ -45,6 +45,24 @@ def variants(setting: Setting, subject: Subject, threshold: float | None, publis
             yield Variant(f"{backend} {search}", "ours", (own,), settings.timesteps)
         theirs = dataclasses.replace(settings, backend=published.name)
         yield Variant(PUBLISHED, "published", (theirs,), settings.timesteps)
+
+
+def _calls(setting: Setting, published: str) -> list[tuple[str, str]]:
+    """Our backends and their searches; of a GPU that is not there, to rehearse on, those of an H100."""
+    names = [name for name in ops.backends() if name != published]
+    if not setting.device.startswith("cuda") or torch.cuda.is_available():
+        return usable(setting.device, setting.dtype, names)
+    from negengine.kernels.triton.tuning import ARCHITECTURES
+
+    searches = {precision("triton", setting.dtype, search): search for search in reversed(ARCHITECTURES["sm_90"].searches)}
+    return [("triton", search) for search in reversed(searches.values())] + usable(setting.device, setting.dtype, ["torch"])
+
+
+def planned(setting: Setting, subject: Subject) -> list[Variant]:
+    """The variants of a pipeline that need not have weights, as :func:`variants` would give them in a run."""
+    published = published_backend(setting.images, 0.9, 0.5)
+    with registry.registered(published):
+        return list(variants(setting, subject, None, published))
 
 
 def _other(name: str, subject: Subject) -> Iterator[Variant]:

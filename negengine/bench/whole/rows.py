@@ -76,10 +76,14 @@ def rows_of(
             "peak_bytes": one.peak_bytes,
             "computed_bytes": _computed(subject, variant),
             "gpu": one.gpu,
-            "graphs": None,
+            "graphs": None if compiled is None else _graphs(one, timed[AGAIN] if one is base else None),
         }
         rows.append(about | own | {"full": _full(setting, subject, one, base, active)})
     return rows
+
+
+def _graphs(one: Timed, again: Timed | None) -> dict[str, int]:
+    return {"graphs": one.graphs, "recompiles": one.recompiles + (again.recompiles if again is not None else 0)}
 
 
 def _median(steps: Sequence[Sequence[float]], active: Sequence[bool], wanted: bool) -> float | None:

@@ -59,6 +59,11 @@ class Setting:
         """What is measured in turn: None is eager."""
         return ((None,) if self.eager else ()) + self.compiled
 
+    @property
+    def groups(self) -> list[tuple[str | None, str]]:
+        """Ways to compile and attention backends, in the order in which they are measured."""
+        return [(compiled, attention) for compiled in self.ways for attention in self.attention]
+
 
 @dataclass(frozen=True)
 class Variant:

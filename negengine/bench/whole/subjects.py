@@ -36,28 +36,76 @@ class Subject:
     computed: Footprint | None
 
 
-def subject(setting: Setting) -> Subject:
-    """The pipeline of an architecture, on the setting's device.
+@dataclass(frozen=True)
+class Made:
+    """A pipeline with random weights, which serves every size and number of images; its text encoders, where they take part."""
 
-    Raises:
-        ValueError: no such size, nowhere to merge, or too little memory, said before anything is allocated.
-    """
+    pipe: Any
+    encoders: list[Any]
+
+
+def check_size(setting: Setting) -> None:
+    """Raises ValueError: no such size, or nowhere to merge."""
     architecture = ARCHITECTURES[setting.model]
     architecture.check_size(setting.size)
-    needs = architecture, setting.depth, setting.size, setting.images, setting.dtype
-    computed = footprint(*needs)
+    computed = footprint(architecture, setting.depth, setting.size, setting.images, setting.dtype)
     if "negtome" in setting.methods and not computed.search_flops:
         raise ValueError(
             f"NegToMe would merge nothing in {setting.model} with --images {setting.images} of {setting.size} x {setting.size}: "
             "it takes at least 2, and pictures large enough for the grids of tokens that it merges; raise --images or --size"
         )
-    check_fits(*needs, setting.device, setting.text_encoders, setting.vae)
+
+
+def check_memory(setting: Setting) -> None:
+    """Raises ValueError: too little memory."""
+    least = 2 if "negtome" in setting.methods else 1
+    needs = setting.depth, setting.size, setting.images, setting.dtype
+    check_fits(ARCHITECTURES[setting.model], *needs, setting.device, setting.text_encoders, setting.vae, least)
+
+
+def made(setting: Setting) -> Made:
+    """The pipeline of an architecture, on the setting's device. What it needs has been checked before."""
+    architecture = ARCHITECTURES[setting.model]
     with torch.no_grad(), made_on(setting.device, setting.dtype):
         vae = architecture.vae() if setting.vae else None
         encoders = architecture.encoders() if setting.text_encoders else []
         pipe = architecture.pipeline(architecture.denoiser(setting.depth), vae)
-        given = architecture.call(setting.size, setting.images, [])
     pipe.set_progress_bar_config(disable=True)
+    return Made(pipe, encoders)
+
+
+def sketch(setting: Setting) -> Subject:
+    """A pipeline without weights, which can be asked what methods would do to it, and not be called."""
+    architecture = ARCHITECTURES[setting.model]
+    with torch.no_grad(), made_on("meta", setting.dtype):
+        denoiser = architecture.denoiser((1, 1))
+    pipe = architecture.pipeline(denoiser, None)
+    with torch.no_grad(), made_on("meta", setting.dtype):
+        given = architecture.call(setting.size, setting.images, [])
+
+    def call(**further: Any) -> object:
+        raise RuntimeError("a pipeline without weights cannot draw")
+
+    def avoid() -> negengine.Embeddings:
+        return negengine.Embeddings(given["prompt_embeds"], given["pooled_prompt_embeds"])
+
+    return Subject(pipe, call, setting.size, architecture, avoid, None)
+
+
+def subject(setting: Setting, there: Made | None = None) -> Subject:
+    """The pipeline of an architecture, made here or before, at the setting's size and number of images.
+
+    Raises:
+        ValueError: no such size, nowhere to merge, or too little memory, said before anything is allocated.
+    """
+    if there is None:
+        check_size(setting)
+        check_memory(setting)
+        there = made(setting)
+    architecture, pipe, encoders = ARCHITECTURES[setting.model], there.pipe, there.encoders
+    computed = footprint(architecture, setting.depth, setting.size, setting.images, setting.dtype)
+    with torch.no_grad(), made_on(setting.device, setting.dtype):
+        given = architecture.call(setting.size, setting.images, [])
     latents = given["latents"]
 
     def call(**further: Any) -> object:
