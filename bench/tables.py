@@ -478,7 +478,7 @@ TABLES = {
     "methods": (ROOT / "docs" / "measured.md", methods),
     "end to end": (ROOT / "docs" / "measured.md", end_to_end),
     "targets": (ROOT / "docs" / "kernels.md", targets),
-    "host": (ROOT / "docs" / "benchmarks.md", host),
+    "host": (ROOT / "docs" / "host-cost.md", host),
     "gpu operator": (ROOT / "docs" / "measured.md", gpu_operator),
     "gpu denoisers": (ROOT / "docs" / "measured.md", gpu_denoisers),
     "gpu guidance": (ROOT / "docs" / "guidance-kernels.md", gpu_guidance),

@@ -45,6 +45,14 @@ def base(row: Row, rows: Sequence[Row]) -> Row:
     raise ValueError(f"case {row['case']!r} lacks a row without a method to compare {row['variant']!r} with")
 
 
+def noise(row: Row) -> float:
+    """By which share the base differs from itself: of the spread of the ratios, round by round, the end that is further from 0.
+
+    Older files have the median of the ratios alone.
+    """
+    return max(abs(row.get(key, row["noise"])) for key in ("noise", "noise_p10", "noise_p90"))
+
+
 def read(path: Path) -> Source:
     """A result file that can be shown.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 # the palette of Okabe and Ito
@@ -16,6 +17,7 @@ STYLES = {
     "flash-kmeans": (PURPLE, "P"),
 }
 OURS = ((BLUE, "o"), (SKY, "^"), (GREEN, "v"), (BLUE, "<"), (SKY, ">"), (GREEN, "*"))
+UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 GREY, GRID = "#666666", "#DDDDDD"
 
 
@@ -48,8 +50,24 @@ def percent(value: float, sign: str = "+") -> str:
     return f"{100 * value:{sign}.{digits}f} %".replace("-", "−")
 
 
+def axis_seconds(ticks: Sequence[float]) -> list[str]:
+    """Of the marks of an axis, which are evenly spaced: one unit, and as many decimals as tell them apart."""
+    unit, scale = next(((unit, scale) for unit, scale in UNITS if max(ticks) >= 0.9995 * scale), UNITS[-1])
+    return _of_axis([tick / scale for tick in ticks], unit)
+
+
+def axis_percent(ticks: Sequence[float]) -> list[str]:
+    """The same of percents, given as such."""
+    return _of_axis(ticks, "%")
+
+
+def _of_axis(ticks: Sequence[float], unit: str) -> list[str]:
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return [f"{tick:.{digits}f} {unit}".replace("-", "−") for tick in ticks]
+
+
 def _in_unit(value: float, form: str) -> str:
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9)):
+    for unit, scale in UNITS:
         if value >= 0.9995 * scale or unit == "ns":
             break
     return f"{format(value / scale, form).rstrip('.')} {unit}"

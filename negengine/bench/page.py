@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from negengine.bench import look
 
@@ -39,12 +39,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """Notes stand above the figures, tables below them."""
+    """Notes stand above the figures, tables below them.
+
+    Attributes:
+        folded: the tables are only shown on demand.
+    """
 
     title: str
     notes: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,13 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["paths"] = paths
     return environment.get_template("report.html.j2").render(page=page, look=look) + "\n"
+
+
+def paths(text: str) -> Markup:
+    """Text whose paths may be broken after a slash."""
+    return Markup(re.sub(r"(?<=[\w.-])/(?=[\w.-])", "/<wbr>", str(escape(text))))
 
 
 def markdown(page: Page) -> str:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from negengine.bench import svg
-from negengine.bench.documents import Row, Source, base
-from negengine.bench.look import percent, precise
+from negengine.bench.documents import Row, Source, base, noise
+from negengine.bench.look import axis_percent, axis_seconds, percent, precise
 from negengine.bench.page import Figure, Headline, Page, Section, Table
 from negengine.interleave import Timing
+from negengine.models import NAMES as TOYS
 
 # what others report of FLUX: seconds without and with the method
 REPORTED = (("the paper", 13.2, 13.7), ("the release's notebook", 30.62, 31.71))
 UNKNOWN = "–"
+INDISTINCT = "not distinguishable from none here"
 UNITS = (("GB", 1e9, 2), ("MB", 1e6, 0), ("kB", 1e3, 0))  # of bytes, and how many decimals are told
 EXTRAPOLATED = "extrapolated"
 GPU_UNITS = {
@@ -56,7 +58,7 @@ def report(sources: Sequence[Source]) -> Page:
     return Page(
         title="What negative guidance costs",
         subtitle=f"{where} · {' to '.join(dict.fromkeys((dates[0], dates[-1])))}",
-        headline=headline(models),
+        headline=headline(models, len(sources) > 1),
         sections=[*sections, machines(sources), *([left] if left else [])],
     )
 
@@ -93,17 +95,22 @@ def eager(row: Row) -> tuple[bool, bool]:
     return row["compiled"] is not None, row["attention"] != "native"
 
 
-def headline(models: Sequence[Source]) -> Headline | None:
-    """Of the case that says most: FLUX before others, the whole model before parts, with the published algorithm before without."""
-    cases = [chosen for source in models for rows in source.cases().values() if (chosen := main(rows))]
+def headline(models: Sequence[Source], several: bool = False) -> Headline | None:
+    """Of the case that says most: FLUX before others, the whole model before parts, with the published algorithm before without.
+
+    Args:
+        several: there are other files, so that it must be said of which this is.
+    """
+    cases = [(chosen, source) for source in models for rows in source.cases().values() if (chosen := main(rows))]
     if not cases:
         return None
 
-    def order(chosen: Mapping[str, Row]) -> tuple[bool, bool, bool]:
-        row = chosen["ours"]
-        return not row["model"].startswith("flux"), not (row["full"] or row["depth"] == "full"), "published" not in chosen
+    def order(case: tuple[Mapping[str, Row], Source]) -> tuple[bool, bool, bool, bool]:
+        row = case[0]["ours"]
+        part = not (row["full"] or row["depth"] == "full")
+        return row["model"] in TOYS, not row["model"].startswith("flux"), part, "published" not in case[0]
 
-    chosen = min(cases, key=order)
+    chosen, source = min(cases, key=order)
     ours = chosen["ours"]
     costs = {role: cost(chosen[role], chosen["without"]) for role in ("ours", "published") if role in chosen}
     told = [
@@ -118,35 +125,57 @@ def headline(models: Sequence[Source]) -> Headline | None:
         for role, name in (("ours", f"ours ({ours['variant']})"), ("published", "the published algorithm, in the same run"))
         if role in costs
     ]
-    told += [
-        svg.Bar(
-            f"{name} (FLUX)",
-            f"{before:g} s → {after:g} s, reported",
-            100 * (after / before - 1),
-            percent(after / before - 1),
-            "reported",
-        )
-        for name, before, after in REPORTED
-    ]
-    notes = [f"{sentence(costs['ours'].scope)} Measured case: {ours['case']}."]
-    if ours["full"]:
-        notes.append(sentence(ours["full"]["how"]))
-    within = abs(ours["overhead"]) <= ours["noise"]
-    less = "what was added to it is less" if within else "smaller differences say nothing"
-    notes.append(f"The measured loop timed twice differs by {share(ours['noise'])}: {less}.")
-    if "published" not in chosen:
-        notes.append("The published algorithm did not run in this case.")
+    if ours["model"] not in TOYS:
+        told += [
+            svg.Bar(
+                f"{name} (FLUX)",
+                f"{before:g} s → {after:g} s, reported",
+                100 * (after / before - 1),
+                percent(after / before - 1),
+                "reported",
+            )
+            for name, before, after in REPORTED
+        ]
     title = f"added by NegToMe to the time of a loop of {ours['model']}"
-    caption = "A filled bar was measured in this run, or is reported by others; an outlined one is extrapolated."
+    known = "was measured in this run, or is reported by others" if len(told) > len(costs) else "was measured"
+    caption = f"A filled bar {known}; an outlined one is extrapolated."
     table = Table(title, ("", "added", "seconds, and how they are known"), [(bar.label, bar.text, bar.note) for bar in told])
     return Headline(
         percent(costs["ours"].overhead),
-        costs["ours"].kind + (", less than the noise" if within else ""),
+        costs["ours"].kind + (f", {INDISTINCT}" if indistinct(ours) else ""),
         title,
-        notes,
+        about(chosen, costs["ours"], source if several else None),
         drawn("Time added to the loop, in percent", caption, told),
         table,
     )
+
+
+def about(chosen: Mapping[str, Row], mine: Cost, source: Source | None) -> list[str]:
+    """What must be known beside the headline's number."""
+    ours = chosen["ours"]
+    notes = [f"{sentence(mine.scope)} Measured case: {ours['case']}."]
+    if source is not None:
+        notes.append(f"Measured on {place(source.document)}: {source.name}.")
+    if ours["full"]:
+        notes.append(sentence(ours["full"]["how"]))
+    if ours["model"] in TOYS:
+        notes.append(
+            f"{ours['model']} is a toy model that comes with the package: its milliseconds say nothing of FLUX.1, and do not stand "
+            "beside the 13.2 s → 13.7 s that the paper reports of it."
+        )
+    less = "smaller differences say nothing"
+    if indistinct(ours):
+        low, high = percent(ours["overhead_p10"]), percent(ours["overhead_p90"])
+        less = f"what was added to it, {low} to {high}, is {INDISTINCT}"
+    notes.append(f"The measured loop without a method, timed twice a round, differs by up to {share(noise(ours))}: {less}.")
+    if "published" not in chosen:
+        notes.append("The published algorithm did not run in this case.")
+    return notes
+
+
+def indistinct(row: Row) -> bool:
+    """Whether the rounds do not agree that anything was added, or what was added is less than the noise."""
+    return row["overhead_p10"] <= 0 <= row["overhead_p90"] or abs(row["overhead"]) <= noise(row)
 
 
 def model(source: Source, named: bool) -> list[Section]:
@@ -168,19 +197,10 @@ def overview(cases: Mapping[str, Sequence[Row]]) -> Table:
         found = {role: cost(row, chosen["without"]) for role, row in chosen.items() if role != "without"}
         theirs = percent(found["published"].overhead) if "published" in found else UNKNOWN
         mine = found["ours"]
-        lines.append(
-            (
-                name,
-                mine.kind,
-                precise(mine.without),
-                precise(mine.loop),
-                percent(mine.overhead),
-                theirs,
-                share(chosen["ours"]["noise"]),
-            )
-        )
-    head = ("case", "how known", "without", "ours", "ours adds", "published adds", "noise")
-    return Table("NegToMe in every case: time of the loop", head, lines, texts=2)
+        times = precise(mine.without), precise(mine.loop)
+        lines.append((name, percent(mine.overhead), theirs, *times, share(noise(chosen["ours"])), mine.kind))
+    head = ("case", "ours adds", "published adds", "without", "ours", "noise", "how known")
+    return Table("NegToMe in every case: time of the loop", head, lines)
 
 
 def scaling(source: Source) -> list[Figure]:
@@ -227,8 +247,7 @@ def scaled(family: Sequence[Mapping[str, Row]], key: str, other: str, under: str
     kind = "extrapolated to the whole model" if extrapolated else f"as measured, {blocks(row)}, {row['steps']} steps"
     caption = f"In percent of the loop without a method, {kind}."
     wide, narrow = (
-        svg.lines(title, series, under, width, lambda value: f"{value:.3g} %", lambda value: percent(value / 100))
-        for width in (svg.WIDE, svg.NARROW)
+        svg.lines(title, series, under, width, axis_percent, lambda value: percent(value / 100)) for width in (svg.WIDE, svg.NARROW)
     )
     return Figure(title, caption, wide, narrow)
 
@@ -254,11 +273,11 @@ def added(rows: Sequence[Row]) -> list[Figure]:
     )
     for title, mine in groups:
         told = [spread(row, base(row, rows)) for row in mine]
-        noise = max((row["noise"] for row in mine), default=0.0)
+        most = max(map(noise, mine), default=0.0)
         caption = "Of the measured loop, over the loop without it in the same round: the median. Whiskers: 10th to 90th percentile"
-        caption += f"; the shaded band is the noise, ±{share(noise)}."
+        caption += f"; the shaded band is the noise, ±{share(most)}."
         if told:
-            figures.append(drawn(f"{title}, in percent", caption, told, (-100 * noise, 100 * noise)))
+            figures.append(drawn(f"{title}, in percent", caption, told, (-100 * most, 100 * most)))
     return figures
 
 
@@ -292,7 +311,7 @@ def per_step(rows: Sequence[Row]) -> Figure | None:
     title = "Time of each step"
     caption = f"Ours is {chosen['ours']['variant']}. Median over the rounds, with the 10th to 90th percentile; {acting}."
     caption += " The axis does not begin at zero."
-    wide, narrow = (svg.steps(title, series, active, width, precise) for width in (svg.WIDE, svg.NARROW))
+    wide, narrow = (svg.steps(title, series, active, width, axis_seconds) for width in (svg.WIDE, svg.NARROW))
     return Figure(title, caption, wide, narrow)
 
 
@@ -315,9 +334,9 @@ def loops(rows: Sequence[Row]) -> Table:
     """Every variant, as measured."""
     head = (
         "variant",
+        "added",
         "loop",
         "10th to 90th percentile",
-        "added",
         "noise",
         "active step",
         "inactive step",
@@ -330,10 +349,10 @@ def loops(rows: Sequence[Row]) -> Table:
         lines.append(
             (
                 row["variant"],
+                UNKNOWN if without else percent(row["overhead"]),
                 precise(row["median"]),
                 f"{precise(row['p10'])} to {precise(row['p90'])}",
-                UNKNOWN if without else percent(row["overhead"]),
-                share(row["noise"]),
+                share(noise(row)),
                 *(known(row[key], precise) for key in ("active_step", "inactive_step")),
                 known(row["overhead_active_step"], percent),
                 known(row["merged_share"], share),
@@ -349,16 +368,15 @@ def whole(rows: Sequence[Row]) -> Table | None:
     for row in rows:
         if row["full"] and row["role"] != "without":
             full = row["full"]
-            times = precise(full["without"]), precise(full["loop"]), percent(full["overhead"])
-            lines.append([row["variant"], sentence(full["how"]), f"{full['active']} of {full['steps']}", *times])
+            times = precise(full["without"]), precise(full["loop"])
+            lines.append([row["variant"], percent(full["overhead"]), f"{full['active']} of {full['steps']}", *times, full["how"]])
     if not lines:
         return None
-    head = ["variant", "how it is computed", "active steps", "without", "with", "added"]
-    caption, ways = "The whole model, extrapolated and not measured", {line[1] for line in lines}
+    head = ["variant", "added", "active steps", "without", "with", "how it is computed"]
+    caption, ways = "The whole model, extrapolated and not measured", {line[-1] for line in lines}
     if len(ways) > 1:
-        return Table(caption, head, lines, texts=2)
-    head, *lines = (cells[:1] + cells[2:] for cells in (head, *lines))
-    return Table(f"{caption}. {ways.pop()}", head, lines)
+        return Table(caption, head, lines)
+    return Table(f"{caption}. {sentence(ways.pop())}", head[:-1], [line[:-1] for line in lines])
 
 
 def load(rows: Sequence[Row]) -> Table | None:
@@ -401,7 +419,7 @@ def extra_bytes(row: Row, without: Row) -> float | None:
 
 
 def operator(source: Source) -> Section:
-    """One call of the operator, a table for each case."""
+    """One call of the operator: bars of the main case of each shape; a table of each case, folded."""
     tables = []
     for name, rows in source.cases().items():
         rivals = list(dict.fromkeys(rival for row in rows for rival in row["ratio"]))
@@ -426,7 +444,34 @@ def operator(source: Source) -> Section:
         ]
         tables.append(without_empty(Table(name, head, lines)))
     note = "Ratios are the other's time over this variant's, of one interleaved run: above 1, this variant is faster."
-    return Section(f"One call of the operator ({source.name})", [note], tables=tables)
+    return Section(f"One call of the operator ({source.name})", [note], calls(source), tables, folded=True)
+
+
+def calls(source: Source) -> list[Figure]:
+    """A figure a shape, of the case that is most like what users run."""
+    shapes: dict[str, list[Row]] = {}
+    for rows in source.cases().values():
+        one = rows[0]
+        usual = (one["dtype"] == "bf16", one["matching"] == "paper", one["gate"] == "half")
+        best = shapes.get(one["shape"])
+        if best is None or usual > (best[0]["dtype"] == "bf16", best[0]["matching"] == "paper", best[0]["gate"] == "half"):
+            shapes[one["shape"]] = rows
+    figures = []
+    for shape, rows in shapes.items():
+        first = rows[0]
+        sizes = f"{first['images']} images of {first['tokens']} tokens, {first['channels']} channels"
+        caption = (
+            f"{sizes}; {first['dtype']}, {first['matching']} matching, gate {first['gate']}. Whiskers: 10th to 90th percentile."
+        )
+        told = []
+        for row in sorted(rows, key=lambda row: row["median"]):
+            tone = {"ours": "ours", "rival": "published"}.get(row["role"], "without")
+            notes = [f"{ratio:.2f} times as fast as release" for rival, ratio in row["ratio"].items() if rival == "release"]
+            notes += ["searches only"] if row["role"] == "search" else []
+            ends = (row["p10"], row["p90"])
+            told.append(svg.Bar(row["variant"], ", ".join(notes), row["median"], precise(row["median"]), tone, *ends))
+        figures.append(drawn(f"{shape}: time of one call", caption, told))
+    return figures
 
 
 def machines(sources: Sequence[Source]) -> Section:
@@ -457,7 +502,8 @@ def left_out(sources: Sequence[Source]) -> Section | None:
     reasons: dict[str, list[str]] = {}
     for source in sources:
         for name, reason in source.document["left_out"].items():
-            reasons.setdefault(str(reason), []).append(name)
+            names = reasons.setdefault(str(reason), [])
+            names += [name] if name not in names else []
     if not reasons:
         return None
     lines = [(reason, "; ".join(names)) for reason, names in reasons.items()]

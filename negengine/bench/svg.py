@@ -19,6 +19,8 @@ LETTER, BOLD = 0.62, 0.72  # mean width of a letter of the widest common font, i
 BAR, GAP = 22, 18
 ACTIVE = "active"
 
+Ticks = Callable[[Sequence[float]], list[str]]  # the marks of an axis -> what is written at them
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -78,13 +80,15 @@ def bars(title: str, rows: Sequence[Bar], width: float, band: tuple[float, float
     left = 0.0 if stacked else column + 18
     labels = [_label(row, column) for row in rows]
     low = min(end for row in rows for end in (*row.ends, *(band or ())))
+    room = [(row, _width(row.text, BOLD / LETTER * EM) + 12) for row in rows]
+    before = left + max((wide for row, wide in room if row.value < 0), default=0.0)  # their values stand at the left
     end = width - 2
-    scale = min((end - left - _width(row.text, BOLD / LETTER * EM) - 12) / max(max(row.ends) - low, 1e-30) for row in rows)
+    scale = min((end - before - (wide if row.value >= 0 else 0.0)) / max(max(row.ends) - low, 1e-30) for row, wide in room)
     if band:
-        scale = min(scale, (end - left) / (band[1] - low) if band[1] > low else scale)
+        scale = min(scale, (end - before) / (band[1] - low) if band[1] > low else scale)
 
     def x(value: float) -> float:
-        return left + (value - low) * scale
+        return before + (value - low) * scale
 
     parts: list[Markup] = []
     top = 4.0
@@ -133,10 +137,12 @@ def _bar(row: Bar, middle: float, x: Callable[[float], float]) -> list[Markup]:
             for kind in ("halo", "spread")
             for first, last, up, down in reach
         ]
-    return [*parts, tag("text", row.text, x=x(max(row.ends)) + 10, y=middle + 5, class_="value")]
+    side = -1 if row.value < 0 else 1
+    at = max((x(end) for end in row.ends), key=lambda place: side * place)
+    return [*parts, tag("text", row.text, x=at + 10 * side, y=middle + 5, class_="value" + (" end" if side < 0 else ""))]
 
 
-def steps(title: str, series: Sequence[Series], active: Sequence[bool], width: float, text: Callable[[float], str]) -> Markup:
+def steps(title: str, series: Sequence[Series], active: Sequence[bool], width: float, text: Ticks) -> Markup:
     """A mark for each step and series; the steps in which the method acts are shaded. The values do not begin at zero."""
     frame = _Frame.around(series, width, text, top=30, zero=False)
     slot = (frame.right - frame.left) / len(active)
@@ -168,7 +174,7 @@ def lines(
     series: Sequence[Series],
     under: str,
     width: float,
-    text: Callable[[float], str],
+    text: Ticks,
     value_text: Callable[[float], str],
 ) -> Markup:
     """Lines over a size, whose axis is logarithmic; the values begin at zero and are written at their points."""
@@ -204,21 +210,22 @@ class _Frame:
     low: float
     high: float
     ticks: Sequence[float]
-    text: Callable[[float], str]
+    texts: Sequence[str]
     narrow: bool
 
     @classmethod
-    def around(cls, series: Sequence[Series], width: float, text: Callable[[float], str], top: float, zero: bool) -> _Frame:
+    def around(cls, series: Sequence[Series], width: float, text: Ticks, top: float, zero: bool) -> _Frame:
         ends = [end for one in series for point in one.points for end in point[1:]]
         low, high = min(ends), max(ends)
         if zero:
             low, high = min(low, 0.0), max(high, 0.0)
         ticks = nice(low, high)
         narrow = width < 500
-        left = 12 + max(_width(text(tick), SMALL) for tick in ticks)
+        texts = text(ticks)
+        left = 12 + max(_width(written, SMALL) for written in texts)
         right = width - (8 if narrow else 18 + max(_width(one.label) for one in series))
         key = LINE * len(series) + 8 if narrow else 0  # a line of text for each name, where there is no room beside the plot
-        return cls(left, right, top + key, top + key + (230 if narrow else 270), ticks[0], ticks[-1], ticks, text, narrow)
+        return cls(left, right, top + key, top + key + (230 if narrow else 270), ticks[0], ticks[-1], ticks, texts, narrow)
 
     def y(self, value: float) -> float:
         return self.bottom - (value - self.low) / (self.high - self.low) * (self.bottom - self.top)
@@ -226,10 +233,10 @@ class _Frame:
     def grid(self) -> list[Markup]:
         return [
             part
-            for tick in self.ticks
+            for tick, written in zip(self.ticks, self.texts, strict=True)
             for part in (
                 tag("line", x1=self.left, x2=self.right, y1=self.y(tick), y2=self.y(tick), class_="axis" if tick == 0 else "grid"),
-                tag("text", self.text(tick), x=self.left - 8, y=self.y(tick) + 4, class_="tick end"),
+                tag("text", written, x=self.left - 8, y=self.y(tick) + 4, class_="tick end"),
             )
         ]
 

@@ -28,6 +28,8 @@ class Reader(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
+        if tag == "wbr":
+            return
         self.elements.append((tag, dict(attributes)))
         if tag == "table":
             self.caption, self.rows = "", []
@@ -85,12 +87,38 @@ def test_the_headline_is_that_of_the_rows(tmp_path, rows):
     ]
 
 
-@pytest.mark.parametrize("noise, said", [(0.001, "smaller differences say nothing"), (0.03, "what was added to it is less")])
-def test_a_headline_within_the_noise_is_called_so(tmp_path, rows, noise, said):
-    rows[1]["noise"] = noise
+NONE = "not distinguishable from none here"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, "0.3 %: smaller differences say nothing"),
+        ({"noise": 0.03}, f"3.0 %: what was added to it, +1.9 % to +2.4 %, is {NONE}"),
+        ({"noise_p10": -0.04, "noise_p90": 0.01}, f"4.0 %: what was added to it, +1.9 % to +2.4 %, is {NONE}"),
+        ({"overhead_p10": -0.001}, f"0.3 %: what was added to it, −0.1 % to +2.4 %, is {NONE}"),
+    ],
+)
+def test_a_headline_that_is_not_distinguishable_from_none_is_called_so(tmp_path, rows, changes, said):
+    rows[1] |= changes
     told = shown(tmp_path, samples.document("model", rows)).headline
-    assert told.kind == ("extrapolated, less than the noise" if noise == 0.03 else "extrapolated")
-    assert told.notes[2] == f"The measured loop timed twice differs by {100 * noise:.1f} %: {said}."
+    assert told.kind == ("extrapolated" if not changes else f"extrapolated, {NONE}")
+    assert told.notes[2] == f"The measured loop without a method, timed twice a round, differs by up to {said}."
+
+
+def test_a_toy_model_does_not_stand_beside_the_paper(tmp_path, rows):
+    toy = [row | {"model": "mnist-flux", "case": "toy", "depth": "full", "full": None} for row in rows]
+    told = shown(tmp_path, samples.document("model", toy)).headline
+    assert [line[0] for line in told.table.rows] == ["ours (triton auto)", "the published algorithm, in the same run"]
+    assert "mnist-flux is a toy model" in told.notes[1]
+    assert "reported" not in told.figure.caption
+    assert shown(tmp_path, samples.document("model", [*toy, *rows])).headline.title.endswith("flux-dev")
+
+
+def test_the_headline_names_its_machine_and_file_among_several(tmp_path, rows):
+    both = samples.document("model", rows, **samples.H100), samples.operator(machine=samples.MACHINE)
+    assert shown(tmp_path, *both).headline.notes[1] == "Measured on NVIDIA H100 80GB HBM3: 0.json."
+    assert "0.json" not in " ".join(shown(tmp_path, both[0]).headline.notes)
 
 
 @pytest.mark.parametrize("depth, kind", [("full", "measured"), ("2+2", "measured on 2+2 blocks")])
@@ -152,6 +180,7 @@ def test_every_variant_is_shown_as_measured(tmp_path, rows):
     assert list(found) == [row["variant"] for row in rows]
     assert found["triton auto"] == ("512.3 ms", "500.0 ms to 530.0 ms", "+6.8 %", "+11.1 %", "50.0 %", "–")
     assert found["without"][2:5] == ("–", "–", "–")
+    assert table[0][:2] == ["variant", "added"]
     assert found["published, blocks"][-1] == "6, 1"
 
 
@@ -183,7 +212,7 @@ def test_whiskers_are_the_percentiles_over_the_base(tmp_path, rows):
 def test_active_steps_are_shaded(active):
     series = [svg.Series("ours", "ours", [(float(step), 1.0 + step / 10, 1.0, 2.0) for step in range(1, 5)])]
     for width in (svg.WIDE, svg.NARROW):
-        drawing = svg.steps("steps", series, active, width, str)
+        drawing = svg.steps("steps", series, active, width, look.axis_seconds)
         shades = [
             (float(x), float(x) + float(w))
             for x, w in re.findall(r'x="([\d.]+)" y="[\d.]+" width="([\d.]+)" [^>]*class="active"', drawing)
@@ -226,7 +255,7 @@ def test_cases_that_differ_in_more_are_in_no_line(tmp_path):
 
 def test_lines_lead_where_the_values_lie():
     points = [(2.0, 1.0, 1.0, 1.0), (4.0, 2.0, 2.0, 2.0), (8.0, 4.0, 4.0, 4.0)]
-    drawing = svg.lines("x", [svg.Series("ours", "ours", points)], "images", svg.WIDE, str, str)
+    drawing = svg.lines("x", [svg.Series("ours", "ours", points)], "images", svg.WIDE, look.axis_percent, str)
     found = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawing)]
     assert found[1][0] - found[0][0] == pytest.approx(found[2][0] - found[1][0], abs=0.2)
     assert found[1][1] - found[2][1] == pytest.approx(2 * (found[0][1] - found[1][1]), abs=0.3)
@@ -269,7 +298,63 @@ def test_operator_rows(tmp_path):
     )
     assert table["triton auto"] == ("482.1 µs", "3.12", "0.83", "91.6 %", "599 kB")
     assert table["gemm"] == ("400.0 µs", "–", "–", "98.0 %", "–")
-    assert not any(tag == "svg" for tag, _ in found.elements)
+    (fold,) = [place for place, (tag, _) in enumerate(found.elements) if tag == "details"]
+    first = [tag for tag, _ in found.elements].index("table")
+    assert [tag for tag, _ in found.elements].index("svg") < fold < first
+
+
+def test_operator_bars_are_one_figure_a_shape(tmp_path):
+    document = samples.operator()
+    others = [row | {"case": "flux-1024 fp32 paper half", "dtype": "fp32", "median": 9.0, "p90": 9.5} for row in document["rows"]]
+    others += [row | {"case": "2x16x8 fp32 release half", "shape": "2x16x8", "dtype": "fp32"} for row in document["rows"]]
+    section = shown(tmp_path, document | {"rows": [*others, *document["rows"]]}).sections[0]
+    assert [figure.title for figure in section.figures] == ["flux-1024: time of one call", "2x16x8: time of one call"]
+    assert "bf16, paper matching, gate half" in section.figures[0].caption
+    written = re.findall(r'class="value">([^<]+)<', section.figures[0].wide)
+    assert written == ["400.0 µs", "482.1 µs", "976.0 µs", "1.506 ms"]
+    assert "3.12 times as fast as release" in section.figures[0].wide
+    assert len(section.tables) == 3
+    assert section.folded
+
+
+def test_the_value_of_a_bar_stands_at_its_end():
+    rows = [svg.Bar("a", "", 3.0, "+3", "ours", 2.0, 4.0), svg.Bar("b", "", -2.0, "−2", "ours", -3.0, 1.0)]
+    for width in (svg.WIDE, svg.NARROW):
+        drawing = svg.bars("x", rows, width)
+        ends = [
+            sorted(map(float, found))
+            for found in re.findall(r'x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" class="spread"', drawing)
+        ]
+        longest = [max(part, key=lambda pair: pair[1] - pair[0]) for part in (ends[:3], ends[3:])]
+        right, left = (float(x) for x in re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="value', drawing))
+        assert right == pytest.approx(longest[0][1] + 10, abs=0.2)
+        assert left == pytest.approx(longest[1][0] - 10, abs=0.2)
+        assert left > 20
+
+
+@pytest.mark.parametrize(
+    "ticks, written",
+    [
+        ([0.095, 0.1, 0.105], ["95 ms", "100 ms", "105 ms"]),
+        ([0.0, 0.5, 1.0, 1.5], ["0.0 s", "0.5 s", "1.0 s", "1.5 s"]),
+        ([0.00998, 0.01, 0.01002], ["9.98 ms", "10.00 ms", "10.02 ms"]),
+    ],
+)
+def test_an_axis_has_one_unit_and_one_number_of_digits(ticks, written):
+    assert look.axis_seconds(ticks) == written
+    assert look.axis_percent([-0.5, 0.0, 0.5]) == ["−0.5 %", "0.0 %", "0.5 %"]
+
+
+def test_paths_break_after_slashes(tmp_path):
+    assert page.paths("in /tmp/a-b/model.json, release / it <b>") == "in /tmp/<wbr>a-b/<wbr>model.json, release / it &lt;b&gt;"
+    (tmp_path / "some").mkdir()
+    path = samples.written(tmp_path / "some" / "operator.json", samples.operator())
+    assert "some/<wbr>operator.json" in page.html(report([read(path)]))
+
+
+def test_what_several_files_left_out_is_told_once(tmp_path):
+    files = [samples.operator(left_out={"flash-kmeans": "not installed"}) for _ in range(2)]
+    assert opened(tmp_path, *files).tables["What was not measured, and why"][1] == ["not installed", "flash-kmeans"]
 
 
 def test_machine_versions_and_what_was_left_out(tmp_path):

@@ -22,7 +22,7 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "benchmarks")
+    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "host-cost")
     documents = tuple(f"docs/{name}.md" for name in names)
     for name in (*documents, "bench/tables.py", "bench/results"):
         target = tmp_path / name

@@ -160,6 +160,19 @@ def test_overhead_and_the_whole_model_by_hand(narrow, monkeypatch):
     assert base["full"]["overhead"] == 0
 
 
+def test_the_noise_is_the_spread_of_the_base_against_itself(narrow, monkeypatch):
+    def seconds(variant, call):
+        again = call >= 3 and (call - 3) % 4 == 1
+        return [1.0 + again * (0.2 if call < 8 else -0.2), 1.0, 0.5]  # of 3 s with what is beside the steps
+
+    Clock(monkeypatch, seconds)
+    rows, _, _ = measured(setting(rounds=2))
+    for row in rows.values():
+        assert row["noise"] == pytest.approx(0)
+        assert (row["noise_p10"], row["noise_p90"]) == pytest.approx((-0.8 * 0.2 / 3, 0.8 * 0.2 / 3))
+    assert f"noise {100 * 0.8 * 0.2 / 3:.1f} %" in whole.table(list(rows.values()))
+
+
 def base_steps(base):
     return [loop[1] for loop in base["step_seconds"]]
 

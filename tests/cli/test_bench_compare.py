@@ -137,9 +137,10 @@ def test_the_operator_is_measured_compared_and_shown(tmp_path, quick):
     found = read(path)
     assert {row["case"] for row in found["rows"]} == {"2x16x8 fp32 paper half"}
     assert {row["rounds"] for row in found["rows"]} == {1}
-    variants = {row["variant"] for row in found["rows"]}
-    searches = {f"cpu {search}" for search in ("auto", "exact", "bf16", "int8")}  # those that this processor is fast at
-    assert {"torch auto", "release", "lean", "gemm"} | searches >= variants >= {"release", "gemm"}
+    ours = {row["variant"] for row in found["rows"] if row["role"] == "ours"}  # more of them where the processor has more
+    assert ours
+    assert {row["variant"] for row in found["rows"]} - ours >= {"release", "lean", "gemm"}
+    assert not any("compile" in row["variant"] for row in found["rows"])
     assert run("compare", path, path, "--ratios").exit_code == 0
     assert run(*command).exit_code == 0
     assert {row["matching"] for row in read(path)["rows"]} == {"paper", "release"}  # the file was begun anew

@@ -36,7 +36,8 @@ def rows_of(
     setting: Setting, subject: Subject, timed: Mapping[str, Timed], compiled: str | None, attention: str, suffix: str
 ) -> list[dict[str, Any]]:
     base = timed[WITHOUT]
-    noise = abs(_over([loop.whole for loop in timed[AGAIN].loops], [loop.whole for loop in base.loops]))
+    against = Timing(tuple(own.whole / of_base.whole for own, of_base in zip(timed[AGAIN].loops, base.loops, strict=True)))
+    noise = {"noise": abs(against.median - 1), "noise_p10": against.percentile(10) - 1, "noise_p90": against.percentile(90) - 1}
     about = {
         "case": case(setting, subject),
         "model": setting.model,
@@ -70,7 +71,7 @@ def rows_of(
             "overhead": over.median - 1,
             "overhead_p10": over.percentile(10) - 1,
             "overhead_p90": over.percentile(90) - 1,
-            "noise": noise,
+            **noise,
             "overhead_active_step": _over_steps(steps, [loop.steps for loop in base.loops], active),
             "merged_share": one.merged_share,
             "peak_bytes": one.peak_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from negengine.bench.documents import noise
 from negengine.bench.look import percent, precise
 
 
@@ -23,7 +24,7 @@ def _block(case: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for name, *figures in zip(*columns, strict=True):
         told = [f"  {text:>{width}}" for text, width in zip(figures, widths[1:], strict=True)]
         yield f"  {name:{widths[0]}}{''.join(told)}".rstrip()
-    yield f"  noise {percent(max(row['noise'] for row in mine), '')}: so much the loop without a method differs, timed again"
+    yield f"  noise {percent(max(map(noise, mine)), '')}: so much the loop without a method differs, timed again"
     if any(row["full"] for row in mine):
         yield "  whole model: computed from these blocks, not measured"
 
