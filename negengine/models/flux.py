@@ -16,7 +16,7 @@ from negengine.models.training import Recipe
 from negengine.models.world import Latents, World
 
 RECIPE = Recipe(steps=2000, batch=80, lr=1.5e-3)
-PEOPLE_RECIPE = Recipe(steps=3000, batch=64, lr=1.2e-3, warmup=200, ema=0.998)
+PEOPLE_RECIPE = Recipe(steps=4500, batch=64, lr=1.2e-3, warmup=200, ema=0.998)
 DROPPED = 0.12
 TEXT_LENGTH = 16
 """T5 tokens of a digit's prompt."""
@@ -112,7 +112,7 @@ class FluxTask(GeneratorTask):
 
 
 def _text_length(batch: int, usual: int, generator: torch.Generator) -> tuple[int, int]:
-    """Mostly the ``usual`` length; now and then one of the longer lengths, with fewer images so that a step costs about the same."""
+    """Mostly the ``usual`` length; now and then a longer one, with fewer images so that a step costs about the same."""
     if torch.rand((), generator=generator) >= LONG_TEXT_SHARE:
         return usual, batch
     length = LONG_TEXT_LENGTHS[int(torch.randint(len(LONG_TEXT_LENGTHS), (), generator=generator))]

@@ -52,7 +52,7 @@ def clip_tokenizer(words: Sequence[str], from_end: bool = False) -> CLIPTokenize
 
 
 def t5_tokenizer(words: Sequence[str]) -> T5Tokenizer:
-    """Unigram pieces: each of ``words``, the words of the grammar, capitalised or not; any other text falls back to printable characters."""
+    """Unigram pieces: each of ``words``, capitalised or not; any other text falls back to printable characters."""
     forms = {form for word in words for form in (word, word.capitalize(), word.upper())}
     specials = ["<pad>", "</s>", "<unk>"]
     characters = ["▁", *string.digits, *string.ascii_letters, *string.punctuation]

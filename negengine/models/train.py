@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import functools
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
