@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
         (("one", "--captioner", "person"), "the standard input is none; give --captioner classifier"),
         (("one", "--captioner", "nope"), "no captioner 'nope': give person, classifier"),
         (("one", "--captioner-prompt", "say"), "--captioner classifier takes none"),
-        (("one", "--model", "no such model"), "--captioner classifier reads the digits of the embedded models"),
+        (("one", "--model", "no such model"), "--captioner classifier reads the pictures of the embedded models"),
         (("one", "--method", "dnp"), "`negengine negative` does that"),
         (("one", "--method", "dng"), "dng needs prompt: give --avoid TEXT"),
         (("one", "--avoid", "two"), "--avoid is for a method that avoids a prompt"),
