@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from negengine.diffusers.apply import apply, remove, status
 from negengine.diffusers.dnp import diffusion_negative_prompting
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.protocols import Case, Protocol
-from negengine.methods import DiffusionNegativePrompt, Method
+from negengine.methods import DiffusionNegativePrompt, Method, NegToMe
 from negengine.methods.plain import as_plain
 
 Rewrite = Callable[[str, int], Sequence[str]]  # prompt and number of images -> a prompt for each
@@ -41,7 +41,7 @@ class Variant:
 
     def plain(self, seed: int) -> dict[str, Any]:
         """As JSON can hold it."""
-        told: dict[str, Any] = {"methods": [as_plain(settings) for settings in self.methods(seed)], "call": dict(self.call)}
+        told: dict[str, Any] = {"methods": [_told(settings) for settings in self.methods(seed)], "call": dict(self.call)}
         if self.dnp is not None:
             told["dnp"] = {"captioner": str(getattr(self.dnp.captioner, "identity", self.dnp.captioner))}
         return told | {what: True for what in ("rewrite", "negative") if getattr(self, what) is not None}
@@ -120,6 +120,15 @@ def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str,
         )
         for number, case in enumerate(cases)
     ]
+
+
+def _told(method: Method) -> dict[str, Any]:
+    """As plain data; pictures that come from no file are said to be in memory."""
+    pictures = method.pictures if isinstance(method, NegToMe) else ()
+    if all(getattr(one.image, "filename", None) for one in pictures):
+        return as_plain(method)
+    reference = [{"image": "in memory", "mask": one.mask is not None, "noise": one.noise} for one in pictures]
+    return as_plain(replace(method, reference="first")) | {"reference": reference}
 
 
 def _unchanged(prompt: str, images: int) -> Sequence[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -75,6 +76,36 @@ def open_prompt(forbidden: str, profession: str = "firefighter") -> tuple[str, s
         return "", sentence(forbidden)
     said = {"gender": _other(GENDERS, gender)} if attribute == "tone" else {"tone": _other(TONES, tone)}
     return sentence(profession, **said), sentence(profession, **{**said, attribute: forbidden})
+
+
+HEAD = (8, 0, 56, 44)
+"""Left, upper, right and lower edge of where heads are, in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Character:
+    """A person to keep away from.
+
+    Attributes:
+        prompt: that a model answers with this very person, or nearly. complete: says all of it.
+        picture: of the world. mask: white where the head is.
+    """
+
+    prompt: str
+    complete: str
+    picture: Image.Image
+    mask: Image.Image
+
+
+def character(profession: str) -> Character:
+    """The person whose look prevails in a profession. Raises ValueError for an unknown profession."""
+    if profession not in PROFESSIONS:
+        raise ValueError(f"there is no profession {profession!r}; there are {', '.join(PROFESSIONS)}")
+    look = ordinary(profession)
+    images, words = real_people()
+    mask = Image.new("L", (SIZE, SIZE), 0)
+    mask.paste(255, HEAD)
+    return Character(sentence(profession), sentence(profession, *look), images[words.index((profession, *look))], mask)
 
 
 def attribute_of(word: str) -> str:
