@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
+from typer import Typer
+from typer.testing import CliRunner
 
 from negengine import models
-from negengine.models import text
+from negengine.models import flux, sdxl, text, train
 from negengine.models.people import pictures, prompts, reader, render, world
 
 
@@ -183,6 +186,47 @@ def test_every_word_is_a_token_and_every_prompt_fits() -> None:
 
 def test_prompts_of_professions_leave_the_look_open() -> None:
     assert [prompts.named(prompt) for prompt in prompts.PROMPTS] == [(row, 3, 6, 3) for row in range(20)]
+
+
+# --- what learns from them -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda data: sdxl.SdxlTask(data, sdxl.PEOPLE), id="sdxl", marks=pytest.mark.exhaustive),
+        pytest.param(lambda data: flux.FluxTask(data, flux.PEOPLE), id="flux"),
+    ],
+)
+def test_every_named_attribute_moves_what_the_encoders_give(build) -> None:
+    """After a short lesson a change of gender, tone or style counts as much as one of profession, within a factor of four."""
+    torch.manual_seed(0)
+    task = build(world.LatentPeople(torch.zeros(1, 1080, 16, 16, 16)))
+    task.prepare(seed=0, steps=60)
+    said = "a woman who is a judge with dark skin, in noto style"
+    others = [said.replace(*pair) for pair in (("judge", "pilot"), ("woman", "man"), ("dark", "light"), ("noto", "fluent"))]
+    length = () if isinstance(task, sdxl.SdxlTask) else (world.WORLD.text_length,)
+    with torch.no_grad():
+        for given in task.encode([said, *others], *length):
+            profession, *attributes = (given[1:] - given[:1]).flatten(1).norm(dim=1).tolist()
+            assert min(attributes) > profession / 4
+        loss = task.loss(4, torch.Generator().manual_seed(0))
+        task.readers = None
+        without = task.loss(4, torch.Generator().manual_seed(0))
+    assert loss > without > 0
+
+
+@pytest.mark.exhaustive
+def test_command_trains_people_that_load(tmp_path: Path) -> None:
+    app = Typer()
+    app.command()(train.main)
+    small = ["--steps", "2", "--batch", "2", "--autoencoder-steps", "2", "--variants", "1"]
+    result = CliRunner().invoke(app, ["--output", str(tmp_path), "--model", "people-flux", *small])
+    assert result.exit_code == 0, result.output
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "people-flux")
+    pipeline.set_progress_bar_config(disable=True)
+    call = models.preset("people-flux").call_kwargs() | {"num_inference_steps": 1}
+    assert pipeline("a judge", **call).images[0].size == (64, 64)
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------

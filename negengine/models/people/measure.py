@@ -22,6 +22,7 @@ from torch import Tensor
 
 from negengine import models
 from negengine.methods import NegToMe
+from negengine.methods.plain import as_plain
 from negengine.models.people import prompts
 from negengine.models.people.pictures import ATTRIBUTES, PROFESSIONS, Shift, all_people, row_of, vary
 from negengine.models.people.reader import PeopleClassifier
@@ -44,9 +45,7 @@ class Drawn:
 def main(
     model: Annotated[str, typer.Option(help="Which model.")],
     groups: Annotated[int, typer.Option(min=1, help="Groups of four for each profession.")] = 3,
-    named: Annotated[
-        int, typer.Option(min=1, help="Pictures whose prompts name all, and whose prompts name one thing.")
-    ] = 200,
+    named: Annotated[int, typer.Option(min=1, help="Pictures whose prompts name all, and whose prompts name one thing.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the first call; each call adds one.")] = 1000,
     output: Annotated[Path | None, typer.Option(help="JSON file; the model's fidelity.json by default.")] = None,
 ) -> None:
@@ -59,7 +58,7 @@ def main(
     report: dict[str, Any] = {
         "model": model,
         "settings": models.preset(model).call_kwargs(),
-        "negtome": _plain_settings(models.negtome_preset(model)),
+        "negtome": plain_settings(models.negtome_preset(model)),
         "seed": seed,
         "groups_a_profession": groups,
         "versions": _versions(),
@@ -196,10 +195,9 @@ def _mean(values: Iterable[float]) -> float:
     return round(sum(each) / len(each), 3)
 
 
-def _plain_settings(negtome: NegToMe) -> dict[str, Any]:
-    from negengine.methods.plain import as_plain
-
-    return as_plain(negtome)
+def plain_settings(negtome: NegToMe) -> dict[str, Any]:
+    """Settings as JSON has them."""
+    return json.loads(json.dumps(as_plain(negtome)))
 
 
 def _versions() -> dict[str, str]:
