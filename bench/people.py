@@ -17,7 +17,7 @@ from PIL import Image
 import negengine
 from negengine import NegToMe, models
 from negengine.models.people import measure, prompts
-from negengine.models.people.pictures import SIZE
+from negengine.models.people.attributes import SIZE
 
 RESULTS = Path(__file__).parent / "results" / "people"
 SEED = 5000

@@ -24,7 +24,8 @@ from negengine import models
 from negengine.methods import NegToMe
 from negengine.methods.plain import as_plain
 from negengine.models.people import prompts
-from negengine.models.people.pictures import ATTRIBUTES, PROFESSIONS, Shift, all_people, row_of, vary
+from negengine.models.people.attributes import ATTRIBUTES, PROFESSIONS
+from negengine.models.people.pictures import Shift, all_people, row_of, vary
 from negengine.models.people.reader import PeopleClassifier
 from negengine.models.people.world import DOMINANT, draw_labels, draw_look, look_names
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from negengine.models.autoencoder import encode
 from negengine.models.people import prompts
-from negengine.models.people.pictures import ATTRIBUTES, GENDERS, PROFESSIONS, STYLES, TONES, People, Shift, row_of, vary
-from negengine.models.people.pictures import SIZE as PIXELS
+from negengine.models.people.attributes import ATTRIBUTES, GENDERS, PROFESSIONS, STYLES, TONES
+from negengine.models.people.attributes import SIZE as PIXELS
+from negengine.models.people.pictures import People, Shift, row_of, vary
 from negengine.models.world import Latents, Pictures, World
 
 WORLD = World(
