@@ -21,7 +21,7 @@ from negengine.models.training import Recipe
 from negengine.models.world import Latents, World
 
 RECIPE = Recipe(steps=4000, batch=48, lr=1.5e-3)
-PEOPLE_RECIPE = Recipe(steps=5000, batch=32, lr=1.2e-3, warmup=200, ema=0.998)
+PEOPLE_RECIPE = Recipe(steps=4000, batch=32, lr=1.2e-3, warmup=200, ema=0.998)
 DROPPED_TO_ZEROS = 0.10
 DROPPED_TO_EMPTY = 0.04
 TIME_IDS = 6
