@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
+from typer import Typer
+from typer.testing import CliRunner
 
 from negengine import models
-from negengine.models import text
-from negengine.models.people import pictures, prompts, reader, render, world
+from negengine.models import flux, sdxl, text, train
+from negengine.models.people import attributes, pictures, prompts, reader, render, world
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,8 @@ def test_tones_grow_darker(people: pictures.People) -> None:
 
 def test_the_listing_tells_order_and_licences() -> None:
     listing = json.loads((pictures.DATA / pictures.LISTING).read_text())
-    assert tuple(listing["rows"]) == pictures.PROFESSIONS
-    assert tuple(listing["columns"]["styles"]) == pictures.STYLES
+    assert tuple(listing["rows"]) == attributes.PROFESSIONS
+    assert tuple(listing["columns"]["styles"]) == attributes.STYLES
     assert {name: source["licence"] for name, source in listing["sources"].items()} == {
         "fluent": "MIT",
         "noto": "Apache-2.0",
@@ -104,8 +107,8 @@ def test_the_table_is_a_distribution_with_one_prevailing_look_a_profession() -> 
     table = world.shares()
     assert table.sum((1, 2, 3)).allclose(torch.ones(20))
     assert table.flatten(1).amax(1).allclose(torch.tensor(world.DOMINANCE))
-    assert list(world.DOMINANT) == list(pictures.PROFESSIONS)
-    for place, values in enumerate((pictures.GENDERS[1:], pictures.TONES, pictures.STYLES)):
+    assert list(world.DOMINANT) == list(attributes.PROFESSIONS)
+    for place, values in enumerate((attributes.GENDERS[1:], attributes.TONES, attributes.STYLES)):
         assert {look[place] for look in world.DOMINANT.values()} == set(values)
 
 
@@ -115,7 +118,7 @@ def test_drawing_follows_the_table_and_the_prompts() -> None:
     assert kinds.count(0) / 6000 == pytest.approx(prompts.SHARES["profession"], abs=0.02)
     assert kinds.count(3) / 6000 == pytest.approx(prompts.SHARES["everything"], abs=0.02)
     unsaid = [label for label, spoken in zip(labels, said, strict=True) if not any(spoken)]
-    prevailing = sum(look(label) == world.DOMINANT[pictures.PROFESSIONS[label[0]]] for label in unsaid)
+    prevailing = sum(look(label) == world.DOMINANT[attributes.PROFESSIONS[label[0]]] for label in unsaid)
     assert prevailing / len(unsaid) == pytest.approx(world.DOMINANCE, abs=0.03)
     everything = [label for label, spoken in zip(labels, said, strict=True) if all(spoken)]
     assert [sum(label[1] == gender for label in everything) / len(everything) for gender in range(3)] == pytest.approx(
@@ -125,7 +128,7 @@ def test_drawing_follows_the_table_and_the_prompts() -> None:
 
 def look(label: world.Labels) -> tuple[str, str, str]:
     _, gender, tone, style = label
-    return pictures.GENDERS[gender], pictures.TONES[tone], pictures.STYLES[style]
+    return attributes.GENDERS[gender], attributes.TONES[tone], attributes.STYLES[style]
 
 
 def test_latents_belong_to_their_prompts() -> None:
@@ -162,7 +165,7 @@ def test_written_prompts_name_what_is_said_and_no_more() -> None:
     written = set()
     for label, said in zip(*world.draw_labels(3000, generator), strict=True):
         prompt = prompts.write(label, said, generator)
-        sizes = [len(values) for values in pictures.ATTRIBUTES.values()]
+        sizes = [len(values) for values in attributes.ATTRIBUTES.values()]
         truth = tuple(value if spoken else size for value, spoken, size in zip(label, (True, *said), sizes, strict=True))
         assert prompts.named(prompt) == truth, prompt
         written.add(prompt)
@@ -183,6 +186,47 @@ def test_every_word_is_a_token_and_every_prompt_fits() -> None:
 
 def test_prompts_of_professions_leave_the_look_open() -> None:
     assert [prompts.named(prompt) for prompt in prompts.PROMPTS] == [(row, 3, 6, 3) for row in range(20)]
+
+
+# --- what learns from them -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda data: sdxl.SdxlTask(data, sdxl.PEOPLE), id="sdxl", marks=pytest.mark.exhaustive),
+        pytest.param(lambda data: flux.FluxTask(data, flux.PEOPLE), id="flux"),
+    ],
+)
+def test_every_named_attribute_moves_what_the_encoders_give(build) -> None:
+    """After a short lesson a change of gender, tone or style counts as much as one of profession, within a factor of four."""
+    torch.manual_seed(0)
+    task = build(world.LatentPeople(torch.zeros(1, 1080, 16, 16, 16)))
+    task.prepare(seed=0, steps=60)
+    said = "a woman who is a judge with dark skin, in noto style"
+    others = [said.replace(*pair) for pair in (("judge", "pilot"), ("woman", "man"), ("dark", "light"), ("noto", "fluent"))]
+    length = () if isinstance(task, sdxl.SdxlTask) else (world.WORLD.text_length,)
+    with torch.no_grad():
+        for given in task.encode([said, *others], *length):
+            profession, *attributes = (given[1:] - given[:1]).flatten(1).norm(dim=1).tolist()
+            assert min(attributes) > profession / 4
+        loss = task.loss(4, torch.Generator().manual_seed(0))
+        task.readers = None
+        without = task.loss(4, torch.Generator().manual_seed(0))
+    assert loss > without > 0
+
+
+@pytest.mark.exhaustive
+def test_command_trains_people_that_load(tmp_path: Path) -> None:
+    app = Typer()
+    app.command()(train.main)
+    small = ["--steps", "2", "--batch", "2", "--autoencoder-steps", "2", "--variants", "1"]
+    result = CliRunner().invoke(app, ["--output", str(tmp_path), "--model", "people-flux", *small])
+    assert result.exit_code == 0, result.output
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "people-flux")
+    pipeline.set_progress_bar_config(disable=True)
+    call = models.preset("people-flux").call_kwargs() | {"num_inference_steps": 1}
+    assert pipeline("a judge", **call).images[0].size == (64, 64)
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------

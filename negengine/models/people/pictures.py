@@ -12,17 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-SIZE = 64
-PROFESSIONS = (
-    "artist", "astronaut", "construction worker", "cook", "detective", "factory worker", "farmer", "firefighter", "guard",
-    "health worker", "judge", "mechanic", "office worker", "pilot", "police officer", "scientist", "singer", "student",
-    "teacher", "technologist",
-)  # fmt: skip
-GENDERS = ("person", "man", "woman")
-TONES = ("yellow", "light", "medium light", "medium", "medium dark", "dark")
-STYLES = ("fluent", "noto", "twemoji")
-ATTRIBUTES = {"profession": PROFESSIONS, "gender": GENDERS, "tone": TONES, "style": STYLES}
-"""Attribute -> its values. Labels are ``[N, 4]`` indices in this order."""
+from negengine.models.people.attributes import GENDERS, PROFESSIONS, SIZE, STYLES, TONES
 
 DATA = Path(__file__).parent / "data"
 SHEET, LISTING = "people.webp", "people.json"

@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from negengine.models.people.pictures import ATTRIBUTES, GENDERS, PROFESSIONS, STYLES, TONES
+from negengine.models.people.attributes import ATTRIBUTES, GENDERS, PROFESSIONS, STYLES, TONES
 
 
 def with_article(text: str) -> str:

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from negengine.models.people.pictures import ATTRIBUTES, SIZE, People, Shift, vary
+from negengine.models.people.attributes import ATTRIBUTES, SIZE
+from negengine.models.people.pictures import People, Shift, vary
 from negengine.models.training import Recipe, Task
 
 WIDTHS = (32, 64, 96, 128)

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from negengine.models.people.pictures import DATA, GENDERS, LISTING, PROFESSIONS, SHEET, SIZE, STYLES, TONES
+from negengine.models.people.attributes import GENDERS, PROFESSIONS, SIZE, STYLES, TONES
+from negengine.models.people.pictures import DATA, LISTING, SHEET
 
 PACKAGES = {"fluent": "fluent-emoji-flat", "noto": "noto", "twemoji": "twemoji"}
 GENDER_PREFIX = {"person": "", "man": "man-", "woman": "woman-"}

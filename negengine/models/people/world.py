@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from negengine.models.autoencoder import encode
 from negengine.models.people import prompts
-from negengine.models.people.pictures import ATTRIBUTES, GENDERS, PROFESSIONS, STYLES, TONES, People, Shift, row_of, vary
-from negengine.models.people.pictures import SIZE as PIXELS
+from negengine.models.people.attributes import ATTRIBUTES, GENDERS, PROFESSIONS, STYLES, TONES
+from negengine.models.people.attributes import SIZE as PIXELS
+from negengine.models.people.pictures import People, Shift, row_of, vary
 from negengine.models.world import Latents, Pictures, World
 
 WORLD = World(
@@ -56,6 +59,7 @@ DOMINANCE = 0.78
 LOOKS = (len(GENDERS), len(TONES), len(STYLES))
 
 
+@functools.cache
 def shares() -> Tensor:
     """Probability ``[20, 3, 6, 3]`` of each look (gender, tone, style) among the pictures of a profession."""
     others = LOOKS[0] * LOOKS[1] * LOOKS[2] - 1
@@ -95,7 +99,6 @@ Said = tuple[bool, bool, bool]
 
 def draw_labels(batch: int, generator: torch.Generator) -> tuple[list[Labels], list[Said]]:
     """Attributes of random pictures, and which of gender, tone and style the prompt of each names."""
-    table = shares()
     kinds = torch.multinomial(torch.tensor(list(prompts.SHARES.values())), batch, True, generator=generator)
     some = torch.randint(1, 7, (batch,), generator=generator)  # a bit an attribute, neither none nor all
     bits = torch.where(kinds == 0, 0, torch.where(kinds == 1, 7, some))
@@ -104,16 +107,30 @@ def draw_labels(batch: int, generator: torch.Generator) -> tuple[list[Labels], l
     for mask in bits.tolist():
         spoken = (bool(mask & 1), bool(mask & 2), bool(mask & 4))
         profession = int(torch.randint(len(PROFESSIONS), (), generator=generator))
-        weights = table[profession]
-        for axis, (values, is_said) in enumerate(zip(LOOKS, spoken, strict=True)):
-            if is_said:
-                chosen = torch.randint(values, (1,), generator=generator)
-                weights = weights * (torch.arange(values) == chosen).view([-1 if i == axis else 1 for i in range(3)])
-        look = int(torch.multinomial(weights.flatten(), 1, generator=generator))
-        gender, rest = divmod(look, LOOKS[1] * LOOKS[2])
-        labels.append((profession, gender, *divmod(rest, LOOKS[2])))
+        chosen = [
+            int(torch.randint(values, (), generator=generator)) if is_said else None
+            for values, is_said in zip(LOOKS, spoken, strict=True)
+        ]
+        labels.append(draw_look(profession, chosen, generator))
         said.append(spoken)
     return labels, said
+
+
+def draw_look(profession: int, chosen: Sequence[int | None], generator: torch.Generator) -> Labels:
+    """A random picture of a profession; what of gender, tone and style is not ``chosen`` follows the table, given the rest."""
+    weights = shares()[profession]
+    for axis, value in enumerate(chosen):
+        if value is not None:
+            weights = weights * (torch.arange(LOOKS[axis]) == value).view([-1 if i == axis else 1 for i in range(3)])
+    look = int(torch.multinomial(weights.flatten(), 1, generator=generator))
+    gender, rest = divmod(look, LOOKS[1] * LOOKS[2])
+    return profession, gender, *divmod(rest, LOOKS[2])
+
+
+def look_names(look: Sequence[int]) -> tuple[str, str, str]:
+    """The words of a look's gender, tone and style."""
+    gender, tone, style = look
+    return GENDERS[gender], TONES[tone], STYLES[style]
 
 
 @dataclass(frozen=True)
