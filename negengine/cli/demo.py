@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from PIL import Image
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from negengine.cli.errors import one_line_errors
@@ -49,10 +50,8 @@ def demo(
         for name in names:
             shows = [demonstration.differ, *([demonstration.away] if demonstration.has_characters(name) else [])]
             task = progress.add_task(name, total=None)
-            drawing: Callable[[int], None] = lambda total, task=task: progress.update(task, total=total, completed=0)  # type: ignore[misc]
-            drawn: Callable[[], None] = lambda task=task: progress.advance(task)  # type: ignore[misc]
             pipe = models.load(name)
-            found = [show(name, pipe, groups, seed, drawing, drawn) for show in shows]
+            found = [show(name, pipe, groups, seed, functools.partial(_advance, progress, task)) for show in shows]
             results[name] = {part.name: part.numbers for part in found}
             pages += [sheet(part.title, part.heads, _some(part.rows)) for part in found]
     picture, data = output / "demo.png", output / "demo.json"
@@ -62,7 +61,14 @@ def demo(
     for name, parts in results.items():
         for numbers in parts.values():
             console.print(_table(name, numbers))
+            for variant, reports in numbers["reports"].items():
+                for report in reports:
+                    console.print(f"{variant}: {report}", highlight=False)
     console.print(f"picture: {picture}\nnumbers: {data}", soft_wrap=True)
+
+
+def _advance(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
 
 
 def _some(rows: list[Row]) -> list[Row]:
@@ -84,8 +90,6 @@ def _table(name: str, numbers: Mapping[str, Any]) -> Table:
         cells = [f"{shown(about, means[other])}{between(about, metric['difference'][other])}" for other in others]
         table.add_row(about["title"], shown(about, means[base]), *cells)
     table.add_row("seconds", *(f"{numbers['seconds'][variant]:.1f}" for variant in (base, *others)))
-    table.caption = f"{numbers['images']} images each; in brackets the 95 % interval of the difference from {base}. " + " ".join(
-        numbers["reports"]
-    )
+    table.caption = f"{numbers['images']} images each; in brackets the 95 % interval of the difference from {base}."
     table.caption_justify = "left"
     return table

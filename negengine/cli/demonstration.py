@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,8 +43,7 @@ class Shown:
     numbers: Mapping[str, Any]
 
 
-Drawing = Callable[[int], None]  # told how many groups will be drawn
-Advance = Callable[[], None]
+Advance = Callable[[int, int], None]  # told how many groups are drawn, and how many there will be
 
 
 def has_characters(name: str) -> bool:
@@ -51,7 +51,7 @@ def has_characters(name: str) -> bool:
     return name.startswith("people-")
 
 
-def differ(name: str, pipe: Any, groups: int, seed: int, drawing: Drawing, advance: Advance) -> Shown:
+def differ(name: str, pipe: Any, groups: int, seed: int, advance: Advance) -> Shown:
     """Groups of four images of a prompt, without and with NegToMe."""
     world = _world(name)
     protocol = Diversity(
@@ -64,7 +64,7 @@ def differ(name: str, pipe: Any, groups: int, seed: int, drawing: Drawing, advan
         Variant(name="without"),
         Variant(name="with NegToMe", methods=lambda seed: [models.negtome_preset(name)]),
     ]
-    drawn, seconds = _drawn(name, pipe, protocol, variants, drawing, advance)
+    drawn, seconds = _drawn(name, pipe, protocol, variants, advance)
     numbers = _numbers(name, world, protocol, drawn, seconds)
     notes = _distinct(numbers)
     rows = [
@@ -75,7 +75,7 @@ def differ(name: str, pipe: Any, groups: int, seed: int, drawing: Drawing, advan
     return Shown("differ", title, ("without", "with NegToMe, the same seeds"), rows, numbers)
 
 
-def away(name: str, pipe: Any, groups: int, seed: int, drawing: Drawing, advance: Advance) -> Shown:
+def away(name: str, pipe: Any, groups: int, seed: int, advance: Advance) -> Shown:
     """A prompt whose images are pushed away from a given picture, and from a part of it."""
     from negengine.evaluate.people import character
 
@@ -92,7 +92,7 @@ def away(name: str, pipe: Any, groups: int, seed: int, drawing: Drawing, advance
         Variant(name=label, methods=lambda seed, mask=mask: [_away_from(preset, person.picture, mask)])  # type: ignore[misc]
         for label, mask in (("away from the picture", None), ("away from its white part", person.mask))
     ]
-    drawn, seconds = _drawn(name, pipe, protocol, variants, drawing, advance)
+    drawn, seconds = _drawn(name, pipe, protocol, variants, advance)
     numbers = _numbers(name, world, protocol, drawn, seconds, person.picture)
     plain, whole, part = (variant.groups[0].images for variant in drawn)
     rows = [
@@ -119,17 +119,17 @@ def _evenly(prompts: Sequence[str], number: int) -> tuple[str, ...]:
 
 
 def _drawn(
-    name: str, pipe: Any, protocol: Protocol, variants: Sequence[Variant], drawing: Drawing, advance: Advance
+    name: str, pipe: Any, protocol: Protocol, variants: Sequence[Variant], advance: Advance
 ) -> tuple[list[Drawn], dict[str, float]]:
     """Every variant, and the seconds that it took."""
-    drawing(len(variants) * len(protocol.prompts) * protocol.repeats)
+    total, done = len(variants) * len(protocol.prompts) * protocol.repeats, itertools.count(1)
     call = models.preset(name).call_kwargs()
     if isinstance(call.get("negative_prompt"), list):
         call["negative_prompt"] = call["negative_prompt"][0]
     drawn, seconds = [], {}
     for variant in variants:
         begun = time.perf_counter()
-        drawn += draw(pipe, protocol, [variant], call, GROUPS_A_CALL, lambda variant, group: advance())
+        drawn += draw(pipe, protocol, [variant], call, GROUPS_A_CALL, lambda variant, group: advance(next(done), total))
         seconds[variant.name] = time.perf_counter() - begun
     return drawn, seconds
 
@@ -166,7 +166,7 @@ def _numbers(
         "variants": [variant.name for variant in drawn],
         "metrics": metrics,
         "seconds": dict(seconds),
-        "reports": [report for variant in drawn for report in variant.about["reports"]],
+        "reports": {variant.name: list(variant.about["reports"]) for variant in drawn},
         "methods": {variant.name: variant.about["methods"] for variant in drawn},
         "call": models.preset(name).call_kwargs(),
     }
@@ -178,8 +178,8 @@ def _title(title: str, extractor: str | None, world: World) -> str:
 
 
 def _distinct(numbers: Mapping[str, Any]) -> list[str]:
-    """For each row, how many looks are read without and with."""
+    """For each row, how many different looks are read without and with."""
     found = next((metric["groups"] for key, metric in numbers["metrics"].items() if key.startswith("distinct:")), None)
     if found is None:
         return [""] * (numbers["images"] // GROUP)
-    return [f"{before:.0f} → {after:.0f} looks" for before, after in zip(*found.values(), strict=True)]
+    return [f"{before:.0f} to {after:.0f} looks" for before, after in zip(*found.values(), strict=True)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 SHOWN = 96  # pixels, about: small pictures are enlarged
+LABEL = 190  # pixels, at least, so that pages below each other stand in line
 GAP = 6
 INK, PAPER, FAINT = (30, 30, 34), (255, 255, 255), (120, 120, 128)
 
@@ -35,7 +36,7 @@ def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row]) -> Image.Imag
     count = len(rows[0].without)
     text, small = ImageFont.load_default(16), ImageFont.load_default(13)
     framed = max((len(row.pictures) for row in rows), default=0) * (size + GAP)
-    label = 10 + int(max(framed, *(small.getlength(row.label) for row in rows)))
+    label = 10 + int(max(LABEL, framed, *(small.getlength(row.label) for row in rows)))
     note = 10 + int(max(small.getlength(row.note) for row in rows))
     block = count * (size + GAP) - GAP
     left, right = label + 2 * GAP, label + 6 * GAP + block
@@ -61,8 +62,8 @@ def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row]) -> Image.Imag
 
 
 def _size(image: Image.Image) -> int:
-    """As large as whole multiples of half its size allow."""
-    return max(1, 2 * SHOWN // image.width) * image.width // 2
+    """The largest multiple of half its size up to ``SHOWN``, and never less than its size."""
+    return max(2, 2 * SHOWN // image.width) * image.width // 2
 
 
 def _shown(image: Image.Image, size: int) -> Image.Image:

@@ -124,10 +124,9 @@ def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str,
 
 def _told(method: Method) -> dict[str, Any]:
     """As plain data; pictures that come from no file are said to be in memory."""
-    pictures = method.pictures if isinstance(method, NegToMe) else ()
-    if all(getattr(one.image, "filename", None) for one in pictures):
+    if not isinstance(method, NegToMe) or all(getattr(one.image, "filename", None) for one in method.pictures):
         return as_plain(method)
-    reference = [{"image": "in memory", "mask": one.mask is not None, "noise": one.noise} for one in pictures]
+    reference = [{"image": "in memory", "mask": one.mask is not None, "noise": one.noise} for one in method.pictures]
     return as_plain(replace(method, reference="first")) | {"reference": reference}
 
 

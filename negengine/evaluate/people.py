@@ -13,7 +13,8 @@ from torch import Tensor
 
 from negengine.metrics.extractors import Classes, Extractor, Loader, batched
 from negengine.models import load_classifier
-from negengine.models.people.pictures import ATTRIBUTES, GENDERS, PROFESSIONS, SIZE, STYLES, TONES, all_people
+from negengine.models.people.attributes import ATTRIBUTES, GENDERS, PROFESSIONS, SIZE, STYLES, TONES
+from negengine.models.people.pictures import all_people
 from negengine.models.people.prompts import with_article
 from negengine.models.people.world import DOMINANT
 

@@ -90,10 +90,13 @@ def test_demo_writes_picture_table_and_numbers(tmp_path):
     result = run("demo", "--model", "mnist-flux", "--groups", 2, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "Vendi score" in result.output
-    numbers = json.loads((tmp_path / "demo.json").read_text())["models"]["mnist-flux"]
+    numbers = json.loads((tmp_path / "demo.json").read_text())["models"]["mnist-flux"]["differ"]
     assert numbers["images"] == 8
-    assert 0 < numbers["merged_share"] <= 1
-    assert numbers["with"]["pairwise_distance"] != numbers["without"]["pairwise_distance"]
+    (report,) = numbers["reports"]["with NegToMe"]
+    assert "merged" in report
+    vendi = numbers["metrics"]["vendi:mnist-classifier"]
+    assert vendi["mean"]["with NegToMe"] != vendi["mean"]["without"]
+    assert vendi["difference"]["with NegToMe"]["mean"] == pytest.approx(vendi["mean"]["with NegToMe"] - vendi["mean"]["without"])
     page = Image.open(tmp_path / "demo.png")
     assert page.width > 8 * 64
     assert len(set(page.convert("L").tobytes())) > 20

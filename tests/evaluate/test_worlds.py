@@ -8,7 +8,7 @@ from negengine.evaluate import people
 from negengine.evaluate.measure import class_in
 from negengine.evaluate.worlds import EMBEDDED, world_of
 from negengine.models.people import prompts
-from negengine.models.people.pictures import ATTRIBUTES, PROFESSIONS, STYLES, TONES
+from negengine.models.people.attributes import ATTRIBUTES, PROFESSIONS, STYLES, TONES
 from negengine.models.people.world import shares
 
 
