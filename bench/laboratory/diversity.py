@@ -1,0 +1,109 @@
+"""Part a. NegToMe: do the images of a prompt differ more in gender, tone and style, and what does it cost?"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from negengine import CADS, GuidanceInterval, NegToMe, SeedVariance, models
+from negengine.evaluate import people
+from negengine.evaluate.draw import Variant
+from negengine.evaluate.groups import Drawn
+from negengine.metrics import frechet_distance
+from negengine.models.people.attributes import PROFESSIONS
+from negengine.models.people.measure import SEED_OF_THE_WORLD, world_pictures
+from negengine.models.people.prompts import PROMPTS, named
+
+from .job import Job, Size, Studio
+from .numbers import DIVERSITY, FIDELITY, Reading, measured, rows_of
+
+TITLE = "NegToMe: diversity against fidelity"
+MANY, FEW = (tuple(PROMPTS[k * len(PROMPTS) // number] for k in range(number)) for number in (12, 8))
+TIMES = (0.5, 1.0, 2.0)  # of the preset's alpha
+SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of classifier-free guidance
+
+
+def jobs(size: Size) -> list[Job]:
+    flux, sdxl = models.negtome_preset("people-flux"), models.negtome_preset("people-sdxl")
+    return [
+        Job(name="flux", model="people-flux", prompts=size.of(MANY), variants=_modes(flux), size=size),
+        Job(
+            name="sdxl",
+            model="people-sdxl",
+            prompts=size.of(MANY),
+            variants=(*_modes(sdxl), *_rivals(sdxl, size.images)),
+            size=size,
+        ),
+        Job(name="alpha", model="people-flux", prompts=size.of(FEW), variants=_alphas(flux), size=size),
+        Job(name="guidance", model="people-flux", prompts=size.of(FEW), variants=_scales(flux), size=size),
+    ]
+
+
+def _modes(preset: NegToMe) -> tuple[Variant, ...]:
+    """The reference images, and the matching of the published code."""
+    paper = [(mode, dataclasses.replace(preset, reference=mode)) for mode in ("others", "first", "previous")]
+    release = dataclasses.replace(preset, reference="first", matching="release")
+    return (Variant(name="without"), *(_always(f"negtome {name}", one) for name, one in [*paper, ("first, release", release)]))
+
+
+def _rivals(preset: NegToMe, images: int) -> tuple[Variant, ...]:
+    """At two strengths each, since one may be too weak for a small model and another too strong."""
+    cads = [_always(f"CADS {scale:g}", CADS(scale=scale)) for scale in (0.25, 1.0)]
+    noise = [_always(f"seed variance {strength:g}", SeedVariance(strength=strength)) for strength in (1.0, 3.0)]
+    interval = _always("guidance interval", GuidanceInterval(low=0.3, high=5.0))
+    rewriting = Variant(name="rewriting", rewrite=rewritten)
+    grouped = dataclasses.replace(preset, group_size=images)  # every image has its own prompt: which belong together is told
+    both = Variant(name="rewriting + negtome", rewrite=rewritten, methods=lambda seed: [grouped])
+    return (*cads, *noise, interval, rewriting, both)
+
+
+def rewritten(prompt: str, images: int) -> Sequence[str]:
+    """Prompts that name a look of its own for each image, as a person or a language model would write them."""
+    profession = PROFESSIONS[named(prompt)[0]]
+    looks = random.Random(prompt).sample(people.LOOKS, images)
+    return [people.sentence(profession, *look) for look in looks]
+
+
+def _alphas(preset: NegToMe) -> tuple[Variant, ...]:
+    kinds = (("others", "paper"), ("first", "paper"), ("first", "release"))
+    assert isinstance(preset.alpha, float)
+    alphas = [round(times * preset.alpha, 3) for times in TIMES]
+    return (
+        Variant(name="without"),
+        *(
+            _always(f"{mode}, {matching}, {alpha:g}", dataclasses.replace(preset, reference=mode, matching=matching, alpha=alpha))
+            for mode, matching in kinds
+            for alpha in alphas
+        ),
+    )
+
+
+def _scales(preset: NegToMe) -> tuple[Variant, ...]:
+    found = []
+    for scale in SCALES:
+        call = {"true_cfg_scale": scale}
+        found += [Variant(name=f"without, {scale:g}", call=call), _always(f"negtome, {scale:g}", preset, call)]
+    return tuple(found)
+
+
+def _always(name: str, method: Any, call: Mapping[str, Any] | None = None) -> Variant:
+    seeded = any(field.name == "seed" for field in dataclasses.fields(method))
+    return Variant(name=name, methods=lambda seed: [dataclasses.replace(method, seed=seed) if seeded else method], call=call or {})
+
+
+def numbers(job: Job, drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
+    """Diversity within groups; fidelity; FID to all looks evenly, and to the biased world that the model was taught."""
+    images, _ = people.real_people()
+    rows = measured(drawn, (*DIVERSITY, "vendi", *FIDELITY), reference=images)
+    reading = Reading(drawn)
+    professions = [named(str(group.prompt))[0] for group in drawn[0].groups for _ in group.images]
+    world = reading.features(world_pictures(professions, SEED_OF_THE_WORLD))
+    return rows + rows_of("fid biased", reading.by_seed(lambda read, seen, groups: float(frechet_distance(seen, world))))
+
+
+def measure(studio: Studio, jobs: Sequence[Job], told: dict[str, Any], drawn: Callable[[int], object]) -> None:
+    """Draw every job and add its rows to ``told``."""
+    for job in jobs:
+        told["rows"] += [row | {"job": job.name} for row in numbers(job, studio.draw(job, drawn))]
