@@ -6,8 +6,8 @@
     python bench/evidence.py --quick --results out/evidence   # a few pictures in two steps, to try the code
 
 Parts: a NegToMe, b away from a character, c DNG, d DNP, e two methods at once, gallery. Each writes a JSON under
-``bench/results/evidence``. Parts run beside each other, a process with one thread for each core. Then the plots, the gallery and
-the tables are written.
+``bench/results/evidence``; the gallery is its own file. Parts run beside each other, a process with one thread for each core. Then
+the plots and the tables are written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def settings_of(name: str, size: Any) -> dict[str, Any]:
 
 def is_there(path: Path, settings: dict[str, Any]) -> bool:
     """Whether a part's results are of these settings, weights included."""
-    return path.exists() and json.loads(path.read_text())["settings"] == settings
+    from laboratory.gallery import data_of
+
+    if not path.exists():
+        return False
+    told = data_of(path) if path.suffix == ".html" else json.loads(path.read_text())
+    return told["settings"] == settings
 
 
 def budget(names: Sequence[str], size: Any) -> dict[str, float]:
@@ -64,12 +69,15 @@ def budget(names: Sequence[str], size: Any) -> dict[str, float]:
 def measure(name: str, size: Any, path: Path) -> None:
     """Draw and measure one part, and write its file."""
     import torch
+    from laboratory.gallery import page
     from laboratory.job import Studio
     from rich.progress import Progress
 
+    from negengine.cli.quiet import quiet_libraries
     from negengine.environment import machine, versions
 
     torch.set_num_threads(1)
+    quiet_libraries()
     part, studio, begun = part_of(name), Studio(), time.perf_counter()
     jobs = part.jobs(size)
     told: dict[str, Any] = {"what": "evidence", "part": name, "title": part.TITLE, "date": time.strftime("%Y-%m-%d")}
@@ -81,7 +89,7 @@ def measure(name: str, size: Any, path: Path) -> None:
     told["seconds"] = round(time.perf_counter() - begun, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(told, indent=None, separators=(",", ":")) + "\n")
+    unfinished.write_text(page(told) if path.suffix == ".html" else json.dumps(told, separators=(",", ":")) + "\n")
     unfinished.replace(path)
     print(f"part {name}: {told['images']} images in {told['seconds'] / 60:.1f} minutes, {path}", flush=True)
 
@@ -100,7 +108,7 @@ def main() -> int:
     from laboratory.job import FULL, QUICK
 
     size, names = QUICK if given.quick else FULL, given.part or list(NAMES)
-    files = {name: given.results / f"{name}.json" for name in names}
+    files = {name: given.docs / "gallery.html" if name == "gallery" else given.results / f"{name}.json" for name in names}
     missing = [name for name in names if not is_there(files[name], settings_of(name, size))]
     for name in names:
         if name not in missing:
@@ -116,7 +124,7 @@ def main() -> int:
             return 1
     from laboratory import documents
 
-    documents.write(given.results, given.docs)
+    documents.write(given.results, given.docs, given.results == RESULTS)
     return 0
 
 

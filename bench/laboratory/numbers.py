@@ -80,8 +80,15 @@ def rows_of(metric: str, by_variant: Mapping[str, Values]) -> list[dict[str, Any
             first, second = (np.array([one[key] for key in common]) for one in (values, base))
             difference = difference_interval(first, second, paired=True)
         base = values if base is None else base
+        if is_share(metric):
+            interval, difference = interval.within(0, 1), difference and difference.within(-1, 1)
         rows.append(plain(variant, metric, values, interval, difference))
     return rows
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1 and is shown in per cent."""
+    return metric.startswith(("forbidden", "as-prompted")) or metric.endswith("as prompted")
 
 
 def pooled(parts: Iterable[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -22,9 +22,10 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "benchmarks")
+    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "benchmarks", "evidence")
     documents = tuple(f"docs/{name}.md" for name in names)
-    for name in (*documents, "bench/tables.py", "bench/results"):
+    scripts = tuple(f"bench/{name}.py" for name in ("tables", "evidence_tables", "evidence_claims"))
+    for name in (*documents, *scripts, "bench/results"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, target], check=True)
