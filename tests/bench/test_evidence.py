@@ -98,7 +98,8 @@ def sample():
     return {
         "a": told("a", rows),
         "b": told("b", of_b),
-        "c": told("c", of_c, posterior={f"{a}, {b}": {"show it": trace} for a in ("related", "unrelated") for b in ("watched", "guided")}),
+        "c": told("c", of_c, posterior={f"{prompts}, {one}": {"show it": trace} for prompts in ("related", "unrelated")
+                                        for one in ("watched", "guided")}),
         "d": told("d", of_d, pairs=four),
         "e": told("e", both),
     }  # fmt: skip
@@ -150,7 +151,7 @@ def test_tables_have_every_variant_and_mark_what_is_sure(results, monkeypatch):
     assert "8 prompts, groups of 4, 3 seeds: 96 images of each variant." in text
     assert "`python bench/evidence.py --part a`: 9 images, seeds 0, 1, 2; P, torch 2, 2026-11-26." in text
     assert "negtome first" not in evidence_tables.rivals()
-    assert evidence_tables.guidance().count("**+1.00") == 5 * 4
+    assert evidence_tables.guidance().count(", **+") == 5 * 4
     assert evidence_tables.pairs().count("| DNP against") == 4
     assert "| related, watched, those that show it | 3 | 0.1 | 0.6 | 0.6 | 0.6 |" in evidence_tables.posterior()
     for _, make in evidence_tables.TABLES.values():
@@ -245,7 +246,7 @@ def test_what_a_part_draws_is_known_before(part):
         assert job.cost > 0
         assert len(job.size.seeds) == 3 or job.name in ("related", "unrelated")
         assert len({variant.name for variant in job.variants}) == len(job.variants)
-    assert sum(job.images for job in quick) < 0.1 * sum(job.images for job in full)
+    assert sum(job.images for job in quick) < 0.2 * sum(job.images for job in full)
 
 
 def test_a_part_is_kept_as_long_as_its_settings_and_weights_are_the_same(tmp_path, monkeypatch):
@@ -325,7 +326,8 @@ def pages():
 TURN = """
 <pre id="found"></pre><script>
 const seen = [], image = document.getElementById("with"), slider = document.getElementById("strength");
-const say = what => seen.push([what, image.src.slice(-60) + image.src.length, document.getElementById("value").textContent, image.alt]);
+const said = () => [document.getElementById("value").textContent, image.alt];
+const say = what => seen.push([what, image.src.slice(-60) + image.src.length, ...said()]);
 function turn(value) { slider.value = value; slider.dispatchEvent(new Event("input", {bubbles: true})); }
 function pick(id, value) { const box = document.getElementById(id); box.value = value; box.dispatchEvent(new Event("change")); }
 turn(0); say("without"); seen.push(["base", document.getElementById("without").src === image.src]);
