@@ -90,7 +90,8 @@ def test_the_study_of_dng_is_in_its_tables(copy):
     assert text.count(" | 1.50 |") == 3
 
 
-def test_pairs_count_the_images_that_one_of_two_rows_keeps():
+def test_pairs_count_the_images_that_one_of_two_rows_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
     spec = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
