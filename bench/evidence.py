@@ -2,12 +2,13 @@
 
     python bench/evidence.py                  # every part whose results are not there, are of other weights or of other settings
     python bench/evidence.py --part a         # one part anew, if it is not there
+    python bench/evidence.py --draw people-flux   # the pictures of one model, to be measured with the rest
     python bench/evidence.py --budget         # what each part will draw, and how long that takes on this machine
     python bench/evidence.py --quick --results out/evidence   # a few pictures in two steps, to try the code
 
 Parts: a NegToMe, b away from a character, c DNG, d DNP, e two methods at once, gallery. Each writes a JSON under
-``bench/results/evidence``; the gallery is its own file. Parts run beside each other, a process with one thread for each core. Then
-the plots and the tables are written.
+``bench/results/evidence``; the gallery is its own file. Pictures are kept in ``out/evidence``, so that an interrupted part goes on. Parts
+run beside each other, a process with one thread for each core. Then the plots and the tables are written.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence"
+KEPT = ROOT / "out" / "evidence"
 NAMES = {"a": "diversity", "b": "asset", "c": "removal", "d": "pairs", "e": "together", "gallery": "strengths"}
 
 
@@ -66,8 +68,30 @@ def budget(names: Sequence[str], size: Any) -> dict[str, float]:
     return found
 
 
-def measure(name: str, size: Any, path: Path) -> None:
-    """Draw and measure one part, and write its file."""
+def draw(names: Sequence[str], model: str, size: Any, folder: Path) -> None:
+    """The pictures of one model, kept for the parts."""
+    import torch
+    from laboratory.job import Studio
+
+    from negengine.cli.quiet import quiet_libraries
+
+    torch.set_num_threads(1)
+    quiet_libraries()
+    studio = Studio(folder)
+    for name in names:
+        for job in part_of(name).jobs(size):
+            if job.model == model and job.name not in part_of(name).WATCHED:
+                begun = time.perf_counter()
+                studio.draw(job)
+                print(f"part {name}, {job.name}: {job.images} images, {time.perf_counter() - begun:.0f} s", flush=True)
+
+
+def measure(name: str, size: Any, path: Path, kept: Path | None = None) -> None:
+    """Draw and measure one part, and write its file.
+
+    Args:
+        kept: folder of pictures that were drawn before.
+    """
     import torch
     from laboratory.gallery import page
     from laboratory.job import Studio
@@ -78,7 +102,7 @@ def measure(name: str, size: Any, path: Path) -> None:
 
     torch.set_num_threads(1)
     quiet_libraries()
-    part, studio, begun = part_of(name), Studio(), time.perf_counter()
+    part, studio, begun = part_of(name), Studio(kept), time.perf_counter()
     jobs = part.jobs(size)
     told: dict[str, Any] = {"what": "evidence", "part": name, "title": part.TITLE, "date": time.strftime("%Y-%m-%d")}
     told |= {"machine": machine(), "versions": versions(), "settings": settings_of(name, size), "rows": []}
@@ -101,6 +125,9 @@ def main() -> int:
     parser.add_argument("--budget", action="store_true", help="draw nothing but what tells how long it takes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the plots and the gallery")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder of pictures that are kept")
+    parser.add_argument("--draw", metavar="MODEL", choices=("people-flux", "people-sdxl"), help="only draw, of one model")
+    parser.add_argument("--no-documents", action="store_true", help="leave plots and tables as they are")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parts at once")
     given = parser.parse_args()
     if given.quick and given.results == RESULTS:
@@ -108,6 +135,9 @@ def main() -> int:
     from laboratory.job import FULL, QUICK
 
     size, names = QUICK if given.quick else FULL, given.part or list(NAMES)
+    if given.draw:
+        draw(names, given.draw, size, given.kept)
+        return 0
     files = {name: given.docs / "gallery.html" if name == "gallery" else given.results / f"{name}.json" for name in names}
     missing = [name for name in names if not is_there(files[name], settings_of(name, size))]
     for name in names:
@@ -117,11 +147,13 @@ def main() -> int:
         budget(names, size)
         return 0
     if len(missing) == 1:
-        measure(missing[0], size, files[missing[0]])
+        measure(missing[0], size, files[missing[0]], given.kept)
     elif missing:
         seconds = budget(missing, size)
         if not side_by_side(sorted(missing, key=lambda name: -seconds[name]), given):
             return 1
+    if given.no_documents:
+        return 0
     from laboratory import documents
 
     documents.write(given.results, given.docs, given.results == RESULTS)
@@ -131,7 +163,9 @@ def main() -> int:
 def side_by_side(names: Sequence[str], given: argparse.Namespace) -> bool:
     """A process for each part, the longest first; whether all went well."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    usual = [sys.executable, __file__, "--results", str(given.results), "--docs", str(given.docs), *["--quick"] * given.quick]
+    folders = {"--results": given.results, "--docs": given.docs, "--kept": given.kept}
+    usual = [sys.executable, __file__, "--no-documents", *["--quick"] * given.quick]
+    usual += [text for flag, folder in folders.items() for text in (flag, str(folder))]
 
     def run(name: str) -> int:
         return subprocess.run([*usual, "--part", name], env=environment).returncode

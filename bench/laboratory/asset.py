@@ -15,6 +15,7 @@ from .job import Job, Size, Studio
 from .numbers import measured, pooled
 
 TITLE = "Away from a given character"
+WATCHED = ()
 CHARACTERS = ("firefighter", "judge", "singer", "police officer")
 PROMPTED = {"profession": "prompt", "everything": "complete"}  # what a prompt names -> a field of Character
 STRENGTHS = (1.0, 2.0)  # of NegToMe's preset

@@ -20,6 +20,7 @@ from .job import Job, Size, Studio
 from .numbers import DIVERSITY, FIDELITY, Reading, measured, rows_of
 
 TITLE = "NegToMe: diversity against fidelity"
+WATCHED = ()
 MANY, FEW = (tuple(PROMPTS[k * len(PROMPTS) // number] for k in range(number)) for number in (12, 8))
 TIMES = (0.5, 1.0, 2.0)  # of the preset's alpha
 SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of classifier-free guidance

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from negengine import models
@@ -14,6 +16,8 @@ from negengine.diffusers.report import Report
 from negengine.evaluate.draw import Variant, draw
 from negengine.evaluate.groups import Drawn
 from negengine.evaluate.protocols import Diversity
+
+from . import kept
 
 GROUPS_A_CALL = 3
 ANCESTRAL = "EulerAncestralDiscreteScheduler"
@@ -96,6 +100,11 @@ class Job:
             "variants": {one.name: one.plain(seed, self.prompts[:GROUPS_A_CALL]) for one in self.variants},
         }
 
+    @property
+    def digest(self) -> str:
+        """Of all that decides what is drawn."""
+        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True, default=str).encode()).hexdigest()[:24]
+
 
 def weights(model: str) -> str:
     """What tells a model's weights from others: a digest of its manifest."""
@@ -103,9 +112,14 @@ def weights(model: str) -> str:
 
 
 class Studio:
-    """Pipelines, loaded once, with the samplers that jobs ask for."""
+    """Pipelines, loaded once, with the samplers that jobs ask for.
 
-    def __init__(self) -> None:
+    Args:
+        folder: where the pictures of a job are kept, and taken from when the same job is drawn again; None: nowhere.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._pipes: dict[str, tuple[Any, Any]] = {}
 
     def pipe(self, model: str, scheduler: str | None = None) -> Any:
@@ -122,8 +136,21 @@ class Studio:
         """All variants of a job.
 
         Args:
-            drawn: called with the number of images after each group. watch: as that of :func:`negengine.evaluate.draw.draw`.
+            drawn: called with the number of images after each group.
+            watch: as that of :func:`negengine.evaluate.draw.draw`; what is watched is always drawn anew.
         """
+        if watch is not None:
+            return self._draw(job, drawn, watch)
+        file = None if self._folder is None else self._folder / f"{job.digest}.pt"
+        if file is not None and file.exists():
+            drawn(job.images)
+            return kept.load(file)
+        found = self._draw(job, drawn, lambda variant, reports: None)
+        if file is not None:
+            kept.save(found, file)
+        return found
+
+    def _draw(self, job: Job, drawn: Callable[[int], object], watch: Watch) -> list[Drawn]:
         return draw(
             self.pipe(job.model, job.scheduler),
             job.protocol,
@@ -131,7 +158,7 @@ class Studio:
             job.arguments,
             GROUPS_A_CALL,
             lambda variant, group: drawn(len(group.images)),
-            watch or (lambda variant, reports: None),
+            watch,
         )
 
     def seconds(self, model: str) -> float:

@@ -24,6 +24,7 @@ from .job import Job, Size, Studio
 from .numbers import Reading, of_laboratory, rows_of
 
 TITLE = "DNP: four negative prompts"
+WATCHED = ()
 MODEL = "people-flux"
 OPPONENTS = ("opposite", "random", "standard")
 CORRECTNESS, QUALITY = "prompt-probability:people-everything", "reference-distance"

@@ -20,6 +20,7 @@ from .job import ANCESTRAL, Job, Size, Studio
 from .numbers import Reading
 
 TITLE = "DNG: a style that is to be absent"
+WATCHED = ("related", "unrelated")  # jobs whose reports are needed, too
 MODEL = "people-sdxl"
 DNG = DynamicNegativeGuidance(prompt="", prior=0.1, tau=0.125)
 CONSTANT, DYNAMIC = (0.25, 0.5, 1.0, 2.0), (2.0, 5.0, 10.0, 20.0)

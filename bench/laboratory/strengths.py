@@ -22,6 +22,7 @@ from . import avoiding, removal
 from .job import ANCESTRAL, Job, Size, Studio
 
 TITLE = "Gallery"
+WATCHED = ()
 SEEDS = (0, 1)
 QUALITY = 82  # of WebP
 OPEN = tuple(people.sentence(name) for name in ("firefighter", "judge", "office worker", "singer"))

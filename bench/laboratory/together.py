@@ -17,6 +17,7 @@ from .numbers import DIVERSITY, measured
 from .removal import DNG
 
 TITLE = "Two methods at once"
+WATCHED = ()
 FEW_STEPS = 4
 
 

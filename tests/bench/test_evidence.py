@@ -174,7 +174,7 @@ def real(prompt, looks):
     return tuple(Image.fromarray(one) for one in pixels)
 
 
-def drawn(name, looks, prompt=avoiding.PROMPTS[1]):
+def drawn_(name, looks, prompt=avoiding.PROMPTS[1]):
     images = real(prompt, looks)
     return Drawn(name, tuple(Group(f"{prompt}, seed {seed}", images, ("a",) * len(images), prompt, seed) for seed in range(3)))
 
@@ -183,9 +183,9 @@ def test_what_is_forbidden_and_what_became_of_the_rest_is_counted():
     wrong = STYLES.index(avoiding.forbidden(avoiding.PROMPTS[1]))
     others = [style for style in range(3) if style != wrong]
     even = [(gender, style) for gender in range(3) for style in (wrong, *others)]
-    base = drawn("without", even)
-    cleared = drawn("cleared", [(gender, style) for gender in range(3) for style in others])
-    biased = drawn("biased", [(1, others[0])] * 6)
+    base = drawn_("without", even)
+    cleared = drawn_("cleared", [(gender, style) for gender in range(3) for style in others])
+    biased = drawn_("biased", [(1, others[0])] * 6)
     rows = {(row["variant"], row["metric"]): row["mean"] for row in avoiding.removal_rows([base, cleared, biased])}
     assert rows["without", "forbidden"] == pytest.approx(1 / 3, abs=0.12)
     assert rows["cleared", "forbidden"] == rows["biased", "forbidden"] == 0
@@ -286,6 +286,28 @@ def test_each_part_is_drawn_and_measured(tmp_path, name):
         assert set(found["posterior"]) == {f"{a}, {b}" for a in ("related", "unrelated") for b in ("watched", "guided")}
         wanted = [pair for pair in wanted if pair[0] == "removal"]
     assert measured == set(wanted)
+
+
+def test_pictures_that_were_drawn_are_taken_again(tmp_path, monkeypatch):
+    (job, _) = together.jobs(QUICK)
+    calls = []
+
+    def anew(self, job, drawn, watch):
+        calls.append(job.name)
+        return [drawn_("without", [(0, 0), (1, 1)]), drawn_("DNG", [(2, 2), (1, 1)])]
+
+    monkeypatch.setattr(Studio, "_draw", anew)
+    first, again = Studio(tmp_path).draw(job), Studio(tmp_path).draw(job)
+    assert calls == ["DNG"]
+    for one, other in zip(first, again, strict=True):
+        assert (one.name, one.about) == (other.name, other.about)
+        for a, b in zip(one.groups, other.groups, strict=True):
+            assert (a.key, a.prompt, a.seed, a.names, a.image_seeds) == (b.key, b.prompt, b.seed, b.names, b.image_seeds)
+            assert [image.tobytes() for image in a.images] == [image.tobytes() for image in b.images]
+    Studio(tmp_path).draw(together.jobs(FULL)[0])
+    Studio().draw(job)
+    Studio(tmp_path).draw(job, watch=lambda variant, reports: None)
+    assert len(calls) == 4
 
 
 def test_a_studio_measures_seconds_and_changes_samplers():
