@@ -7,8 +7,8 @@
     python bench/evidence.py --quick --results out/evidence   # a few pictures in two steps, to try the code
 
 Parts: a NegToMe, b away from a character, c DNG, d DNP, e two methods at once, gallery. Each writes a JSON under
-``bench/results/evidence``; the gallery is its own file. Pictures are kept in ``out/evidence``, so that an interrupted part goes on. Parts
-run beside each other, a process with one thread for each core. Then the plots and the tables are written.
+``bench/results/evidence``; the gallery is its own file. Pictures are kept in ``out/evidence``, so that an interrupted part goes on.
+Parts run beside each other, a process with one thread for each core. Then the plots and the tables are written.
 """
 
 from __future__ import annotations

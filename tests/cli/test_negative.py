@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from negengine import models, png
 from negengine.cli import app
-from negengine.models.captioner import DigitCaptioner
+from negengine.evaluate.worlds import world_of
 
 runner = CliRunner()
 
@@ -29,7 +29,7 @@ def test_one_command_draws_captions_and_draws_again(tmp_path, model):
     ]
     assert [path.name for path in paths] == names
     assert "8 images in" in result.output
-    classifier = DigitCaptioner()
+    classifier = world_of(model).captioner()
     for image, picture in zip(paths[::2], paths[1::2], strict=True):
         told = png.read(image)
         caption = classifier(Image.open(picture))
