@@ -51,11 +51,24 @@ class Source:
 DIGITS = Source(lambda: DigitPictures(split("generator")), autoencoder.RECIPE, "autoencoder.pt")
 PEOPLE = Source(lambda: PeoplePictures(all_people()), autoencoder.PEOPLE_RECIPE, "people-autoencoder.pt")
 
-TASKS: dict[Model, tuple[Source, Callable[[Latents], GeneratorTask], Recipe]] = {
-    Model.FLUX: (DIGITS, flux.FluxTask, flux.RECIPE),
-    Model.SDXL: (DIGITS, sdxl.SdxlTask, sdxl.RECIPE),
-    Model.PEOPLE_FLUX: (PEOPLE, functools.partial(flux.FluxTask, shape=flux.PEOPLE), flux.PEOPLE_RECIPE),
-    Model.PEOPLE_SDXL: (PEOPLE, functools.partial(sdxl.SdxlTask, shape=sdxl.PEOPLE), sdxl.PEOPLE_RECIPE),
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is trained: on ``recipe``, and then, with the prompts of a later stage, on ``later``. Either may be left out."""
+
+    source: Source
+    build: Callable[[Latents], GeneratorTask]
+    recipe: Recipe | None
+    later: Recipe | None = None
+
+
+TASKS: dict[Model, Plan] = {
+    Model.FLUX: Plan(DIGITS, flux.FluxTask, flux.RECIPE),
+    Model.SDXL: Plan(DIGITS, sdxl.SdxlTask, sdxl.RECIPE),
+    Model.PEOPLE_FLUX: Plan(
+        PEOPLE, functools.partial(flux.FluxTask, shape=flux.PEOPLE), flux.PEOPLE_RECIPE, later=flux.PEOPLE_LATER
+    ),
+    Model.PEOPLE_SDXL: Plan(PEOPLE, functools.partial(sdxl.SdxlTask, shape=sdxl.PEOPLE), None, later=sdxl.PEOPLE_RECIPE),
 }
 
 JUDGES: dict[Model, tuple[Callable[[], classifier.ClassifierTask | reader.ReaderTask], Recipe]] = {
@@ -82,9 +95,10 @@ def main(
             if each in JUDGES:
                 train_classifier(each, folder, resume, _adapt(JUDGES[each][1], steps, batch, seed))
                 continue
-            source, _, recipe = TASKS[each]
-            vae = train_autoencoder(source, resume, _adapt(source.autoencoder, autoencoder_steps, batch, seed))
-            train_generator(each, folder, resume, vae, variants, _adapt(recipe, steps, batch, seed))
+            plan = TASKS[each]
+            vae = train_autoencoder(plan.source, resume, _adapt(plan.source.autoencoder, autoencoder_steps, batch, seed))
+            recipes = [recipe and _adapt(recipe, steps, batch, seed) for recipe in (plan.recipe, plan.later)]
+            train_generator(each, folder, resume, vae, variants, seed, *recipes)
     except KeyboardInterrupt as stop:
         typer.echo(f"\n{stop}", err=True)
         raise typer.Exit(130) from None
@@ -108,15 +122,29 @@ def train_autoencoder(source: Source, resume: Path, recipe: Recipe) -> Autoencod
     return vae
 
 
-def train_generator(name: Model, folder: Path, resume: Path, vae: AutoencoderKL, variants: int, recipe: Recipe) -> None:
-    """Train one model and save its pipeline."""
-    source, build, _ = TASKS[name]
-    data = source.pictures().latents(vae, variants, recipe.seed)
-    torch.manual_seed(recipe.seed)
-    task = build(data)
-    task.prepare(recipe.seed)
-    average = train(task, recipe, resume / f"{name.value}.pt", name=name.value)
-    save_pipeline(average.pipeline(vae), folder)
+def train_generator(
+    name: Model,
+    folder: Path,
+    resume: Path,
+    vae: AutoencoderKL,
+    variants: int,
+    seed: int,
+    recipe: Recipe | None,
+    later: Recipe | None,
+) -> None:
+    """Train one model and save its pipeline. A later stage starts from the averaged weights of the first."""
+    data = TASKS[name].source.pictures().latents(vae, variants, seed)
+    torch.manual_seed(seed)
+    task = TASKS[name].build(data)
+    task.prepare(seed)
+    if recipe is not None:
+        average = train(task, recipe, resume / f"{name.value}.pt", name=name.value)
+        task.load_state_dict(average.state_dict())
+    if later is not None:
+        task.data = data.later()
+        average = train(task, later, resume / f"{name.value}-later.pt", name=f"{name.value}, later")
+        task.load_state_dict(average.state_dict())
+    save_pipeline(task.pipeline(vae), folder)
 
 
 def train_classifier(name: Model, folder: Path, resume: Path, recipe: Recipe) -> None:

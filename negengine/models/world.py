@@ -54,6 +54,10 @@ class Latents(ABC):
     def named(self, prompt: str) -> tuple[int, ...]:
         """The value of each attribute that a prompt names; the number of its values where it leaves it open."""
 
+    def later(self) -> Latents:
+        """The same pictures with the prompts of a later stage of training; the same prompts by default."""
+        return self
+
 
 class Pictures(ABC):
     """The pictures of a world, to train an autoencoder and then a model on its latents."""

@@ -112,6 +112,15 @@ def test_the_table_is_a_distribution_with_one_prevailing_look_a_profession() -> 
         assert {look[place] for look in world.DOMINANT.values()} == set(values)
 
 
+def test_the_table_is_published() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "people.md").read_text()
+    for profession, (gender, tone, style) in world.DOMINANT.items():
+        assert f"| {profession} | {gender}, {tone} skin, {style} |" in text
+    assert f"{world.DOMINANCE:.0%}".replace("%", " %") in text
+    for share in prompts.SHARES.values():
+        assert f"{share:.0%}".replace("%", " %") in text
+
+
 def test_drawing_follows_the_table_and_the_prompts() -> None:
     labels, said = world.draw_labels(6000, torch.Generator().manual_seed(0))
     kinds = [sum(spoken) for spoken in said]

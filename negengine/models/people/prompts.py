@@ -38,6 +38,8 @@ IN_STYLE = (", in {style} style", ", in {style} style", " in {style} style", ", 
 SEXES = ("neutral", "male", "female")
 SHARES = {"profession": 0.40, "everything": 0.35, "some": 0.25}
 """How often a prompt names the profession alone, every attribute, or the profession and one or two others."""
+LATE_SHARES = {"profession": 0.25, "everything": 0.35, "some": 0.40}
+"""The same where a model learns to listen: a look that one word asks for against the prevailing one is learned last."""
 
 _GENDER_WORDS = {word: i for words in (GENDERS, SEXES) for i, word in enumerate(words)}
 _PROFESSION = re.compile(rf"\b({'|'.join(PROFESSIONS)})\b")

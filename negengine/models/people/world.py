@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,15 +75,16 @@ class LatentPeople(Latents):
     """Scaled latents ``[variants, 1080, 16, 16, 16]`` of every picture.
 
     A prompt names the profession and a random set of further attributes, in the shares of ``prompts.SHARES``. What it names is
-    drawn evenly; what it leaves open follows the biased table, given what is named.
+    drawn evenly; what it leaves open follows the biased table, given what is named. ``late`` takes ``prompts.LATE_SHARES``.
     """
 
     encoded: Tensor
+    late: bool = False
 
     world = WORLD
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        labels, said = draw_labels(batch, generator)
+        labels, said = draw_labels(batch, generator, prompts.LATE_SHARES if self.late else prompts.SHARES)
         versions = torch.randint(len(self.encoded), (batch,), generator=generator)
         rows = torch.tensor([row_of(*each) for each in labels])
         texts = [prompts.write(each, spoken, generator) for each, spoken in zip(labels, said, strict=True)]
@@ -92,14 +93,19 @@ class LatentPeople(Latents):
     def named(self, prompt: str) -> tuple[int, ...]:
         return prompts.named(prompt)
 
+    def later(self) -> LatentPeople:
+        return LatentPeople(self.encoded, late=True)
+
 
 Labels = tuple[int, int, int, int]
 Said = tuple[bool, bool, bool]
 
 
-def draw_labels(batch: int, generator: torch.Generator) -> tuple[list[Labels], list[Said]]:
+def draw_labels(
+    batch: int, generator: torch.Generator, kinds_of_prompts: Mapping[str, float] = prompts.SHARES
+) -> tuple[list[Labels], list[Said]]:
     """Attributes of random pictures, and which of gender, tone and style the prompt of each names."""
-    kinds = torch.multinomial(torch.tensor(list(prompts.SHARES.values())), batch, True, generator=generator)
+    kinds = torch.multinomial(torch.tensor(list(kinds_of_prompts.values())), batch, True, generator=generator)
     some = torch.randint(1, 7, (batch,), generator=generator)  # a bit an attribute, neither none nor all
     bits = torch.where(kinds == 0, 0, torch.where(kinds == 1, 7, some))
     labels: list[Labels] = []
