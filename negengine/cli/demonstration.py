@@ -182,4 +182,8 @@ def _distinct(numbers: Mapping[str, Any]) -> list[str]:
     found = next((metric["groups"] for key, metric in numbers["metrics"].items() if key.startswith("distinct:")), None)
     if found is None:
         return [""] * (numbers["images"] // GROUP)
-    return [f"{before:.0f} to {after:.0f} looks" for before, after in zip(*found.values(), strict=True)]
+    return [f"without: {_looks(before)}\nwith: {_looks(after)}" for before, after in zip(*found.values(), strict=True)]
+
+
+def _looks(number: float) -> str:
+    return f"{number:.0f} look{'s' * (number > 1)}"

@@ -20,7 +20,7 @@ class Row:
     Attributes:
         label: the prompt, or what is avoided.
         pictures: shown in a frame below the label.
-        note: behind the row.
+        note: behind the row, in one line or more.
     """
 
     label: str
@@ -37,7 +37,7 @@ def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row]) -> Image.Imag
     text, small = ImageFont.load_default(16), ImageFont.load_default(13)
     framed = max((len(row.pictures) for row in rows), default=0) * (size + GAP)
     label = 10 + int(max(LABEL, framed, *(small.getlength(row.label) for row in rows)))
-    note = 10 + int(max(small.getlength(row.note) for row in rows))
+    note = 10 + int(max(small.getlength(line) for row in rows for line in row.note.split("\n")))
     block = count * (size + GAP) - GAP
     left, right = label + 2 * GAP, label + 6 * GAP + block
     heights = [size + (18 + GAP if row.pictures else 0) for row in rows]
