@@ -6,7 +6,7 @@
     python bench/evidence.py --budget         # what each part will draw, and how long that takes on this machine
     python bench/evidence.py --quick --results out/evidence   # a few pictures in two steps, to try the code
 
-Parts: a NegToMe, b away from a character, c DNG, d DNP, e two methods at once, gallery. Each writes a JSON under
+Parts: a NegToMe, rivals, b away from a character, c DNG, d DNP, e two methods at once, gallery. Each writes a JSON under
 ``bench/results/evidence``; the gallery is its own file. Pictures are kept in ``out/evidence``, so that an interrupted part goes on.
 Parts run beside each other, a process with one thread for each core. Then the plots and the tables are written.
 """
@@ -28,7 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence"
 KEPT = ROOT / "out" / "evidence"
-NAMES = {"a": "diversity", "b": "asset", "c": "removal", "d": "pairs", "e": "together", "gallery": "strengths"}
+NAMES = {
+    "a": "diversity", "rivals": "rivals", "b": "asset", "c": "removal", "d": "pairs", "e": "together", "gallery": "strengths"
+}  # fmt: skip
 
 
 def part_of(name: str) -> ModuleType:

@@ -32,15 +32,15 @@ class Claim:
     limit: float = 0.0
 
 
-def _looks(job: str, model: str) -> list[Claim]:
+def _looks(part: str, job: str, model: str) -> list[Claim]:
     metrics = {"distinct:people-look": "distinct looks", **{f"label-entropy:people-{name}": f"entropy of {name}" for name in
                ("gender", "tone", "style")}}  # fmt: skip
     found = [
-        Claim(f"NegToMe raises the {title} of a group ({model})", "a", job, metric, "negtome others", "without", MORE)
+        Claim(f"NegToMe raises the {title} of a group ({model})", part, job, metric, "negtome others", "without", MORE)
         for metric, title in metrics.items()
     ]
     text = f"and costs less than 3 points of profession as prompted ({model})"
-    return [*found, Claim(text, "a", job, "as-prompted", "negtome others", "without", MORE, -AT_MOST_LOST)]
+    return [*found, Claim(text, part, job, "as-prompted", "negtome others", "without", MORE, -AT_MOST_LOST)]
 
 
 def _similar(model: str, names: str, variant: str, base: str, text: str) -> Claim:
@@ -48,13 +48,13 @@ def _similar(model: str, names: str, variant: str, base: str, text: str) -> Clai
 
 
 CLAIMS = (
-    *_looks("flux", "people-flux"),
-    *_looks("sdxl", "people-sdxl"),
-    *(Claim(f"`others` gives more distinct looks than `{mode}` ({job})", "a", job, "distinct:people-look", "negtome others",
-            f"negtome {mode}", MORE) for job in ("flux", "sdxl") for mode in ("first", "previous")),
-    *(Claim(f"NegToMe gives more distinct looks than {rival}", "a", "sdxl", "distinct:people-look", "negtome others", rival, MORE)
-      for rival in ("CADS 0.25", "CADS 1", "seed variance 1", "seed variance 3", "guidance interval")),
-    Claim("NegToMe adds to prompt rewriting", "a", "sdxl", "distinct:people-look", "rewriting + negtome", "rewriting", MORE),
+    *_looks("a", "flux", "people-flux"),
+    *_looks("rivals", "sdxl", "people-sdxl"),
+    *(Claim(f"`others` gives more distinct looks than `{mode}` ({job})", part, job, "distinct:people-look", "negtome others",
+            f"negtome {mode}", MORE) for part, job in (("a", "flux"), ("rivals", "sdxl")) for mode in ("first", "previous")),
+    *(Claim(f"NegToMe gives more distinct looks than {rival}", "rivals", "sdxl", "distinct:people-look", "negtome others", rival,
+            MORE) for rival in ("CADS 0.25", "CADS 1", "seed variance 1", "seed variance 3", "guidance interval")),
+    Claim("NegToMe adds to prompt rewriting", "rivals", "sdxl", "distinct:people-look", "rewriting + negtome", "rewriting", MORE),
     *(Claim(f"NegToMe raises distinct looks at guidance {scale}", "a", "guidance", "distinct:people-look", f"{scale}, negtome",
             f"{scale}, without", MORE) for scale in ("1", "2", "3", "5", "8")),
     *(_similar(model, names, "negtome 1x", "without", "NegToMe makes pictures less like the character")

@@ -1,18 +1,16 @@
-"""Part a. NegToMe: do the images of a prompt differ more in gender, tone and style, and what does it cost?"""
+"""Part a. NegToMe on people-flux: do the images of a prompt differ more in gender, tone and style, and what does it cost?"""
 
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from negengine import CADS, GuidanceInterval, NegToMe, SeedVariance, models
+from negengine import NegToMe, models
 from negengine.evaluate import people
 from negengine.evaluate.draw import Variant
 from negengine.evaluate.groups import Drawn
 from negengine.metrics import frechet_distance
-from negengine.models.people.attributes import PROFESSIONS
 from negengine.models.people.measure import SEED_OF_THE_WORLD, world_pictures
 from negengine.models.people.prompts import PROMPTS, named
 
@@ -27,44 +25,19 @@ SCALES = (1.0, 2.0, 3.0, 5.0, 8.0)  # of classifier-free guidance
 
 
 def jobs(size: Size) -> list[Job]:
-    flux, sdxl = models.negtome_preset("people-flux"), models.negtome_preset("people-sdxl")
+    flux = models.negtome_preset("people-flux")
     return [
-        Job(name="flux", model="people-flux", prompts=size.of(MANY), variants=_modes(flux), size=size),
-        Job(
-            name="sdxl",
-            model="people-sdxl",
-            prompts=size.of(MANY),
-            variants=(*_modes(sdxl), *_rivals(sdxl, size.images)),
-            size=size,
-        ),
+        Job(name="flux", model="people-flux", prompts=size.of(MANY), variants=modes(flux), size=size),
         Job(name="alpha", model="people-flux", prompts=size.of(FEW), variants=_alphas(flux), size=size),
         Job(name="guidance", model="people-flux", prompts=size.of(FEW), variants=_scales(flux), size=size),
     ]
 
 
-def _modes(preset: NegToMe) -> tuple[Variant, ...]:
+def modes(preset: NegToMe) -> tuple[Variant, ...]:
     """The reference images, and the matching of the published code."""
     paper = [(mode, dataclasses.replace(preset, reference=mode)) for mode in ("others", "first", "previous")]
     release = dataclasses.replace(preset, reference="first", matching="release")
-    return (Variant(name="without"), *(_always(f"negtome {name}", one) for name, one in [*paper, ("first, release", release)]))
-
-
-def _rivals(preset: NegToMe, images: int) -> tuple[Variant, ...]:
-    """At two strengths each, since one may be too weak for a small model and another too strong."""
-    cads = [_always(f"CADS {scale:g}", CADS(scale=scale)) for scale in (0.25, 1.0)]
-    noise = [_always(f"seed variance {strength:g}", SeedVariance(strength=strength)) for strength in (1.0, 3.0)]
-    interval = _always("guidance interval", GuidanceInterval(low=0.3, high=5.0))
-    rewriting = Variant(name="rewriting", rewrite=rewritten)
-    grouped = dataclasses.replace(preset, group_size=images)  # every image has its own prompt: which belong together is told
-    both = Variant(name="rewriting + negtome", rewrite=rewritten, methods=lambda seed: [grouped])
-    return (*cads, *noise, interval, rewriting, both)
-
-
-def rewritten(prompt: str, images: int) -> Sequence[str]:
-    """Prompts that name a look of its own for each image, as a person or a language model would write them."""
-    profession = PROFESSIONS[named(prompt)[0]]
-    looks = random.Random(prompt).sample(people.LOOKS, images)
-    return [people.sentence(profession, *look) for look in looks]
+    return (Variant(name="without"), *(always(f"negtome {name}", one) for name, one in [*paper, ("first, release", release)]))
 
 
 def _alphas(preset: NegToMe) -> tuple[Variant, ...]:
@@ -74,7 +47,7 @@ def _alphas(preset: NegToMe) -> tuple[Variant, ...]:
     return (
         Variant(name="without"),
         *(
-            _always(f"{mode}, {matching}, {alpha:g}", dataclasses.replace(preset, reference=mode, matching=matching, alpha=alpha))
+            always(f"{mode}, {matching}, {alpha:g}", dataclasses.replace(preset, reference=mode, matching=matching, alpha=alpha))
             for mode, matching in kinds
             for alpha in alphas
         ),
@@ -85,11 +58,11 @@ def _scales(preset: NegToMe) -> tuple[Variant, ...]:
     found = []
     for scale in SCALES:
         call = {"true_cfg_scale": scale}
-        found += [Variant(name=f"without, {scale:g}", call=call), _always(f"negtome, {scale:g}", preset, call)]
+        found += [Variant(name=f"without, {scale:g}", call=call), always(f"negtome, {scale:g}", preset, call)]
     return tuple(found)
 
 
-def _always(name: str, method: Any, call: Mapping[str, Any] | None = None) -> Variant:
+def always(name: str, method: Any, call: Mapping[str, Any] | None = None) -> Variant:
     seeded = any(field.name == "seed" for field in dataclasses.fields(method))
     return Variant(name=name, methods=lambda seed: [dataclasses.replace(method, seed=seed) if seeded else method], call=call or {})
 
