@@ -96,7 +96,7 @@ def is_share(metric: str) -> bool:
 
 
 def number(value: float, metric: str, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} %" if is_share(metric) else f"{value:{sign}.3g}" if abs(value) >= 100 else f"{value:{sign}.2f}"
+    return f"{100 * value:{sign}.1f} %" if is_share(metric) else f"{value:{sign}.{0 if abs(value) >= 100 else 2}f}"
 
 
 def signed(value: float, metric: str) -> str:

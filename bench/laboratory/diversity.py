@@ -11,6 +11,7 @@ from negengine.evaluate import people
 from negengine.evaluate.draw import Variant
 from negengine.evaluate.groups import Drawn
 from negengine.metrics import frechet_distance
+from negengine.models.people.attributes import PROFESSIONS
 from negengine.models.people.measure import SEED_OF_THE_WORLD, world_pictures
 from negengine.models.people.prompts import PROMPTS, named
 
@@ -68,11 +69,12 @@ def always(name: str, method: Any, call: Mapping[str, Any] | None = None) -> Var
 
 
 def numbers(job: Job, drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
-    """Diversity within groups; fidelity; FID to all looks evenly, and to the biased world that the model was taught."""
-    images, _ = people.real_people()
+    """Diversity within groups; fidelity; FID to all looks of these professions evenly, and to the biased world that the model was taught."""
+    professions = [named(str(group.prompt))[0] for group in drawn[0].groups for _ in group.images]
+    asked = {PROFESSIONS[profession] for profession in professions}
+    images = [image for image, words in zip(*people.real_people(), strict=True) if words[0] in asked]
     rows = measured(drawn, (*DIVERSITY, "vendi", *FIDELITY), reference=images)
     reading = Reading(drawn)
-    professions = [named(str(group.prompt))[0] for group in drawn[0].groups for _ in group.images]
     world = reading.features(world_pictures(professions, SEED_OF_THE_WORLD))
     return rows + rows_of("fid biased", reading.by_seed(lambda read, seen, groups: float(frechet_distance(seen, world))))
 
