@@ -69,7 +69,7 @@ def always(name: str, method: Any, call: Mapping[str, Any] | None = None) -> Var
 
 
 def numbers(job: Job, drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
-    """Diversity within groups; fidelity; FID to all looks of these professions evenly, and to the biased world that the model was taught."""
+    """Diversity within groups; fidelity; FID to all looks of these professions, and to the biased world that was taught."""
     professions = [named(str(group.prompt))[0] for group in drawn[0].groups for _ in group.images]
     asked = {PROFESSIONS[profession] for profession in professions}
     images = [image for image, words in zip(*people.real_people(), strict=True) if words[0] in asked]
