@@ -10,7 +10,7 @@ TESTED := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.ve
 PARTS := fast models cases compiled tiles contract suite
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-rest test-versions gates predict bench bench-check gpu $(PARTS:%=gpu-%) fuzz lint train clean
+.PHONY: help install demo evidence test test-all test-rest test-versions gates predict bench bench-check gpu $(PARTS:%=gpu-%) fuzz lint train clean
 SECONDS_EACH ?= 600
 EXAMPLES ?= 12
 DIFFUSERS ?= 0.37.0 0.42.1
@@ -26,8 +26,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.* ker
 	PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet $(TESTED) -e '.[dev]'
 	@touch $@
 
-demo: install ## the same seeds without and with NegToMe: picture, table, JSON
+demo: install ## the same seeds without and with NegToMe, and away from a picture: picture, tables, JSON
 	$(PY) -m negengine.cli demo --output $(OUT)/demo
+
+evidence: install ## what each method does to the models that draw people: docs/evidence.md, its plots and gallery, 40 minutes
+	$(PY) bench/evidence.py
 
 # a process per core, each with one thread; a process takes about 1 GB
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)

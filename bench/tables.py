@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import evidence_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "cpu"
 SHAPES = ("sdxl-32", "sdxl-64", "flux-768", "flux-1024")
@@ -483,6 +485,7 @@ TABLES = {
     "gpu denoisers": (ROOT / "docs" / "measured.md", gpu_denoisers),
     "gpu guidance": (ROOT / "docs" / "guidance-kernels.md", gpu_guidance),
     "gpu rows": (ROOT / "docs" / "kernels-triton.md", gpu_rows),
+    **evidence_tables.TABLES,
 }
 
 

@@ -83,6 +83,11 @@ def test_checkpoints_travel(wheel):
     assert {p.relative_to(ROOT).as_posix() for p in files} <= set(names)
 
 
+def test_the_pictures_of_people_travel_with_their_licences(wheel):
+    folder = "negengine/models/people/data"
+    assert {f"{folder}/{name}" for name in ("people.webp", "people.json", "LICENCES.txt")} <= set(wheel[1])
+
+
 def test_what_the_benchmarks_read_travels(wheel):
     assert {"negengine/bench/report.html.j2", "negengine/bench/schema.json"} <= set(wheel[1])
 

@@ -1,141 +1,95 @@
-"""``negengine demo``: the embedded models without and with NegToMe, as a picture, a table and a JSON."""
+"""``negengine demo``: embedded models without and with NegToMe, as a picture, tables and a JSON."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from PIL import Image
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from negengine import metrics
 from negengine.cli.errors import one_line_errors
 from negengine.cli.quiet import quiet_libraries
 from negengine.cli.sheet import Row, sheet, stack
-from negengine.diffusers.families import with_family_defaults
 from negengine.environment import machine, versions
-from negengine.methods import NegToMe
 
-GROUP = 4
-PROMPTS_A_CALL = 5
+SHOWN = 5  # prompts in the picture, from first to last evenly
 
 
 @one_line_errors
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for demo.png and demo.json.")] = Path("out/demo"),
-    model: Annotated[list[str] | None, typer.Option(help="Embedded model; repeatable. All by default.")] = None,
-    groups: Annotated[int, typer.Option(min=1, max=10, help="Prompts a model; a group of four images each.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the first image.")] = 0,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Embedded model, as mnist-flux; repeatable. Those that draw people by default.")
+    ] = None,
+    groups: Annotated[int, typer.Option(min=1, max=20, help="Prompts a model; a group of four images each.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
 ) -> None:
-    """Draw the same seeds without and with NegToMe, on both embedded models."""
+    """Draw the same seeds without and with NegToMe, and away from a given picture."""
     from negengine import models
+    from negengine.cli import demonstration
 
     console = Console()
-    names = list(dict.fromkeys(model or models.NAMES))
+    usual = [name for name in models.NAMES if name.startswith("people-")] or models.NAMES
+    names = list(dict.fromkeys(model or usual))
     for name in names:
         models.path(name)  # a missing model is an error before anything is drawn
     output.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
     results: dict[str, Any] = {}
-    pages = []
-    calls = -(-groups // PROMPTS_A_CALL)
+    pages: list[Image.Image] = []
     with Progress(console=console, transient=True) as progress:
         for name in names:
-            task = progress.add_task(name, total=2 * calls + 1)
-            numbers, rows = _measure(name, groups, seed, functools.partial(progress.advance, task))
-            results[name] = numbers
-            pages.append(sheet(f"{name}: the same seeds, without and with NegToMe", rows[::2]))
+            shows = [demonstration.differ, *([demonstration.away] if demonstration.has_characters(name) else [])]
+            task = progress.add_task(name, total=None)
+            pipe = models.load(name)
+            found = [show(name, pipe, groups, seed, functools.partial(_advance, progress, task)) for show in shows]
+            results[name] = {part.name: part.numbers for part in found}
+            pages += [sheet(part.title, part.heads, _some(part.rows)) for part in found]
     picture, data = output / "demo.png", output / "demo.json"
     stack(pages).save(picture)
-    result = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "group_size": GROUP, "machine": machine(), "versions": versions()}
-    data.write_text(json.dumps(result | {"models": results}, indent=1) + "\n")
-    for name, numbers in results.items():
-        console.print(_table(name, numbers))
+    told = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "machine": machine(), "versions": versions(), "models": results}
+    data.write_text(json.dumps(told, indent=1) + "\n")
+    for name, parts in results.items():
+        for numbers in parts.values():
+            console.print(_table(name, numbers))
+            for variant, reports in numbers["reports"].items():
+                for report in reports:
+                    console.print(f"{variant}: {report}", highlight=False)
     console.print(f"picture: {picture}\nnumbers: {data}", soft_wrap=True)
 
 
-def _measure(name: str, groups: int, seed: int, advance: Any) -> tuple[dict[str, Any], list[Row]]:
-    """Numbers of a model without and with NegToMe, and its rows; the two are drawn in turn."""
-    from negengine import apply, models, remove, status
-
-    quiet_libraries()
-    pipe, classifier = models.load(name), models.load_classifier()
-    settings = models.negtome_preset(name)
-    prompts = list(models.PROMPTS[:groups])
-    images: dict[str, list[Image.Image]] = {"without": [], "with": []}
-    seconds = {"without": 0.0, "with": 0.0}
-    merged = eligible = 0
-    draw(pipe, name, prompts[:1], seed)  # warm-up
-    advance()
-    for start in range(0, groups, PROMPTS_A_CALL):
-        part = prompts[start : start + PROMPTS_A_CALL]
-        for case in ("without", "with"):
-            if case == "with":
-                apply(pipe, settings)
-            begun = time.perf_counter()
-            images[case] += draw(pipe, name, part, seed + start)
-            seconds[case] += time.perf_counter() - begun
-            if case == "with":
-                report = status(pipe)[NegToMe]
-                merged, eligible = merged + report.merged_tokens, eligible + report.eligible_tokens
-                remove(pipe)
-            advance()
-    labels = torch.arange(groups).repeat_interleave(GROUP)
-    numbers: dict[str, Any] = {}
-    for case, drawn in images.items():
-        features = classifier.features(drawn).split(GROUP)
-        numbers[case] = {
-            "pairwise_distance": float(torch.stack([metrics.pairwise_distance(f) for f in features]).mean()),
-            "vendi_score": float(torch.stack([metrics.vendi_score(f) for f in features]).mean()),
-            "fidelity": float(metrics.fidelity(classifier.logits(drawn), labels)),
-            "seconds": seconds[case],
-        }
-    numbers["merged_share"] = merged / eligible if eligible else 0.0
-    numbers["images"] = groups * GROUP
-    numbers["settings"] = dataclasses.asdict(with_family_defaults(settings, pipe))
-    numbers["call"] = models.preset(name).call_kwargs()
-    rows = [
-        Row(prompt, images["without"][i * GROUP : (i + 1) * GROUP], images["with"][i * GROUP : (i + 1) * GROUP])
-        for i, prompt in enumerate(prompts)
-    ]
-    return numbers, rows
+def _advance(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
 
 
-def draw(pipe: Any, name: str, prompts: list[str], seed: int) -> list[Image.Image]:
-    """A group of images for every prompt, at the model's preset."""
-    from negengine import models
-
-    call = models.preset(name).call_kwargs(len(prompts))
-    generator = torch.Generator().manual_seed(seed)
-    return pipe(prompts, num_images_per_prompt=GROUP, generator=generator, **call).images
+def _some(rows: list[Row]) -> list[Row]:
+    """At most so many as are shown, evenly chosen."""
+    return rows if len(rows) <= SHOWN else [rows[k * len(rows) // SHOWN] for k in range(SHOWN)]
 
 
-def _table(name: str, numbers: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: {numbers['images']} images in groups of {GROUP}, {_describe(name)}")
-    for column in ("", "without", "with NegToMe"):
-        table.add_column(column, justify="left" if not column else "right")
-    rows = (
-        ("pairwise feature distance", "pairwise_distance", "{:.3f}"),
-        ("Vendi score", "vendi_score", "{:.3f}"),
-        ("read as prompted", "fidelity", "{:.1%}"),
-        ("seconds", "seconds", "{:.1f}"),
-    )
-    for label, key, form in rows:
-        table.add_row(label, form.format(numbers["without"][key]), form.format(numbers["with"][key]))
-    table.add_row("tokens merged", "", f"{numbers['merged_share']:.1%}")
+def _table(name: str, numbers: Mapping[str, Any]) -> Table:
+    """Means of each variant; behind those of the others the difference from the first with its interval."""
+    from negengine.evaluate.tables import between, shown
+
+    base, *others = numbers["variants"]
+    table = Table(title=f"{name}, {numbers['about']}", box=SIMPLE, title_justify="left")
+    table.add_column("")
+    for variant in (base, *others):
+        table.add_column(variant, justify="right")
+    for metric in numbers["metrics"].values():
+        about, means = metric["about"], metric["mean"]
+        cells = [f"{shown(about, means[other])}{between(about, metric['difference'][other])}" for other in others]
+        table.add_row(about["title"], shown(about, means[base]), *cells)
+    table.add_row("seconds", *(f"{numbers['seconds'][variant]:.1f}" for variant in (base, *others)))
+    table.caption = f"{numbers['images']} images each; in brackets the 95 % interval of the difference from {base}."
+    table.caption_justify = "left"
     return table
-
-
-def _describe(name: str) -> str:
-    from negengine import models
-
-    settings = models.negtome_preset(name)
-    chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(NegToMe)}
-    return ", ".join(f"{key} {value}" for key, value in chosen.items() if value not in (None, getattr(NegToMe, key, None)))

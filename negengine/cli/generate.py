@@ -21,7 +21,7 @@ from negengine.environment import machine, versions
 
 DEFAULTS = {"count": 4, "seed": 0, "dtype": "float32", "device": "cpu"}
 PIPELINE, METHODS, NEGTOME = "Of the pipeline", "Methods", "NegToMe, in short"
-MODEL_HELP = "A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl)."
+MODEL_HELP = "A local folder, a hub model id, or an embedded model (people-flux, mnist-sdxl, …)."
 SETTINGS_HELP = "A .yaml or .json file of model, prompt, count, seed, dtype, device, scheduler, call, methods, or some of them."
 LIKE_HELP = "Repeat the call that drew this PNG, with what other flags change."
 OUTPUT_HELP = "Folder for the images, out/generate if not given (--like: out/like). Existing files are never overwritten."

@@ -33,7 +33,7 @@ NAG_HELP = (
 @one_line_errors
 def negative(
     prompt: Annotated[list[str], typer.Argument(help="What to draw; several in quotes.")],
-    model: Annotated[str, typer.Option(help="A local folder, a hub model id, or an embedded model (mnist-flux, mnist-sdxl).")],
+    model: Annotated[str, typer.Option(help="A local folder, a hub model id, or an embedded model (people-flux, mnist-sdxl, …).")],
     captioner: Annotated[str, typer.Option(help=CAPTIONER_HELP)] = "person",
     captioner_prompt: Annotated[str | None, typer.Option(help="Text that a captioning model is given with the picture.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for images and captions; existing images are never overwritten.")] = Path(
@@ -143,10 +143,12 @@ def captioner_named(name: str, prompt: str | None, model: str, device: str) -> A
             ) from error
     if name == "classifier":
         if model not in models.NAMES:
-            raise ValueError(f"--captioner classifier reads the digits of the embedded models ({', '.join(models.NAMES)})")
-        from negengine.models.captioner import DigitCaptioner
+            raise ValueError(f"--captioner classifier reads the pictures of the embedded models ({', '.join(models.NAMES)})")
+        from negengine.evaluate.worlds import world_of
 
-        return DigitCaptioner()
+        world = world_of(model)
+        assert world is not None
+        return world.captioner()
     if "/" not in name and not Path(name).is_dir():
         raise ValueError(
             f"no captioner {name!r}: give person, classifier (for the embedded models), or the hub id or folder of an "

@@ -2,48 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-ZOOM = 2
+SHOWN = 96  # pixels, about: small pictures are enlarged
+LABEL = 190  # pixels, at least, so that pages below each other stand in line
 GAP = 6
 INK, PAPER, FAINT = (30, 30, 34), (255, 255, 255), (120, 120, 128)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
-    """One prompt: the same seeds without and with the method."""
+    """The same seeds without and with the method.
 
-    prompt: str
-    without: list[Image.Image]
-    with_: list[Image.Image]
+    Attributes:
+        label: the prompt, or what is avoided.
+        pictures: shown in a frame below the label.
+        note: behind the row, in one line or more.
+    """
+
+    label: str
+    without: Sequence[Image.Image]
+    with_: Sequence[Image.Image]
+    pictures: Sequence[Image.Image] = ()
+    note: str = ""
 
 
-def sheet(title: str, rows: list[Row]) -> Image.Image:
-    """Prompts from top to bottom, without on the left, with on the right; pictures enlarged without smoothing."""
-    size = rows[0].without[0].width * ZOOM
+def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row]) -> Image.Image:
+    """Rows from top to bottom, without on the left, with on the right."""
+    size = _size(rows[0].without[0])
     count = len(rows[0].without)
     text, small = ImageFont.load_default(16), ImageFont.load_default(13)
-    label = 10 + int(max(small.getlength(row.prompt) for row in rows))
+    framed = max((len(row.pictures) for row in rows), default=0) * (size + GAP)
+    label = 10 + int(max(LABEL, framed, *(small.getlength(row.label) for row in rows)))
+    note = 10 + int(max(small.getlength(line) for row in rows for line in row.note.split("\n")))
     block = count * (size + GAP) - GAP
+    left, right = label + 2 * GAP, label + 6 * GAP + block
+    heights = [size + (18 + GAP if row.pictures else 0) for row in rows]
     top = 62
-    page = Image.new("RGB", (label + 2 * block + 5 * GAP, top + len(rows) * (size + GAP) + GAP), PAPER)
+    page = Image.new("RGB", (right + block + GAP + note, top + sum(heights) + GAP * len(rows)), PAPER)
     draw = ImageDraw.Draw(page)
-    left, right = label + 2 * GAP, label + 4 * GAP + block
     draw.text((GAP, 8), title, INK, font=text)
-    draw.text((left, 38), "without", FAINT, font=small)
-    draw.text((right, 38), "with NegToMe, same seeds", FAINT, font=small)
-    for r, row in enumerate(rows):
-        y = top + r * (size + GAP)
-        draw.text((GAP, y + size // 2), row.prompt, INK, font=small, anchor="lm")
+    for x, head in zip((left, right), heads, strict=True):
+        draw.text((x, 38), head, INK, font=small)
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        below = y + height - size  # where the pictures of the row begin
+        draw.text((GAP, y + 9 if row.pictures else below + size // 2), row.label, INK, font=small, anchor="lm")
+        for k, picture in enumerate(row.pictures):
+            _framed(page, picture, (GAP + k * (size + GAP), below), size)
         for x, images in ((left, row.without), (right, row.with_)):
             for k, image in enumerate(images):
-                page.paste(image.resize((size, size), Image.Resampling.NEAREST), (x + k * (size + GAP), y))
+                page.paste(_shown(image, size), (x + k * (size + GAP), below))
+        draw.text((right + block + GAP, below + size // 2), row.note, FAINT, font=small, anchor="lm")
+        y += height + GAP
     return page
 
 
-def stack(pages: list[Image.Image]) -> Image.Image:
+def _size(image: Image.Image) -> int:
+    """The largest multiple of half its size up to ``SHOWN``, and never less than its size."""
+    return max(2, 2 * SHOWN // image.width) * image.width // 2
+
+
+def _shown(image: Image.Image, size: int) -> Image.Image:
+    whole = size % image.width == 0
+    return image.convert("RGB").resize((size, size), Image.Resampling.NEAREST if whole else Image.Resampling.BICUBIC)
+
+
+def _framed(page: Image.Image, picture: Image.Image, corner: tuple[int, int], size: int) -> None:
+    x, y = corner
+    page.paste(_shown(picture, size), corner)
+    ImageDraw.Draw(page).rectangle((x, y, x + size - 1, y + size - 1), outline=INK, width=2)
+
+
+def stack(pages: Sequence[Image.Image]) -> Image.Image:
     """Pages below each other."""
     page = Image.new("RGB", (max(p.width for p in pages), sum(p.height for p in pages) + 10 * (len(pages) - 1)), PAPER)
     y = 0

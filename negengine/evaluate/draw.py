@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from negengine.diffusers.apply import apply, remove, status
 from negengine.diffusers.dnp import diffusion_negative_prompting
+from negengine.diffusers.report import Report
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.protocols import Case, Protocol
-from negengine.methods import DiffusionNegativePrompt, Method
+from negengine.methods import DiffusionNegativePrompt, Method, NegToMe
 from negengine.methods.plain import as_plain
 
 Rewrite = Callable[[str, int], Sequence[str]]  # prompt and number of images -> a prompt for each
@@ -26,6 +28,7 @@ class Variant:
     Attributes:
         name: in results.
         methods: seed -> the methods that act.
+        of_prompts: seed and the prompts of one call -> the methods that act in it, where they depend on the prompts; else None.
         call: arguments of the pipeline's call in place of the common ones.
         rewrite: the prompts of a group; None: its own for every image.
         negative: the negative prompt of an image; None: that of the call.
@@ -34,14 +37,23 @@ class Variant:
 
     name: str
     methods: Callable[[int], Sequence[Method]] = lambda seed: ()
+    of_prompts: Callable[[int, Sequence[str]], Sequence[Method]] | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
     rewrite: Rewrite | None = None
     negative: Negative | None = None
     dnp: DiffusionNegativePrompt | None = None
 
-    def plain(self, seed: int) -> dict[str, Any]:
-        """As JSON can hold it."""
-        told: dict[str, Any] = {"methods": [as_plain(settings) for settings in self.methods(seed)], "call": dict(self.call)}
+    def acting(self, seed: int, prompts: Sequence[str]) -> list[Method]:
+        """The methods that act on a call with these prompts."""
+        return [*self.methods(seed), *(self.of_prompts(seed, prompts) if self.of_prompts is not None else ())]
+
+    def plain(self, seed: int, prompts: Sequence[str] = ()) -> dict[str, Any]:
+        """As JSON can hold it.
+
+        Args:
+            prompts: of a first call.
+        """
+        told: dict[str, Any] = {"methods": [_told(settings) for settings in self.acting(seed, prompts)], "call": dict(self.call)}
         if self.dnp is not None:
             told["dnp"] = {"captioner": str(getattr(self.dnp.captioner, "identity", self.dnp.captioner))}
         return told | {what: True for what in ("rewrite", "negative") if getattr(self, what) is not None}
@@ -54,6 +66,7 @@ def draw(
     call: Mapping[str, Any],
     groups_a_call: int = 1,
     keep: Callable[[str, Group], object] = lambda variant, group: None,
+    watch: Callable[[str, Sequence[Report]], object] = lambda variant, reports: None,
 ) -> list[Drawn]:
     """All images of a protocol.
 
@@ -63,6 +76,7 @@ def draw(
         call: of the pipeline; ``negative_prompt`` is one text.
         groups_a_call: how many groups the pipeline draws at once.
         keep: called with a variant's name and each of its groups as soon as it is drawn.
+        watch: called with a variant's name and what its methods report after each call of the pipeline.
 
     Raises:
         TypeError, ValueError: what a method or the pipeline refuses. CaptionError: of a captioner.
@@ -72,24 +86,35 @@ def draw(
     for seed in protocol.seeds:
         cases = list(protocol.cases(seed))
         for variant in variants:
-            methods = list(variant.methods(seed))
-            if methods:
-                apply(pipe, *methods)
-            try:
+            of_prompts = variant.of_prompts is not None
+            with _acting(pipe, [] if of_prompts else variant.acting(seed, ())):
                 for start in range(0, len(cases), groups_a_call):
-                    for group in _draw(pipe, variant, cases[start : start + groups_a_call], {**call, **variant.call}):
-                        groups[variant.name].append(group)
-                        keep(variant.name, group)
-                if methods and variant.name not in did:
-                    did[variant.name] = [str(report) for report in status(pipe)]
-            finally:
-                if methods:
-                    remove(pipe)
-    first = protocol.seeds[0]
+                    part = cases[start : start + groups_a_call]
+                    methods = variant.acting(seed, [case.prompt for case in part])
+                    with _acting(pipe, methods if of_prompts else []):
+                        for group in _draw(pipe, variant, part, {**call, **variant.call}):
+                            groups[variant.name].append(group)
+                            keep(variant.name, group)
+                        reports = list(status(pipe)) if methods else []
+                    watch(variant.name, reports)
+                    did.setdefault(variant.name, [str(report) for report in reports])
+    first, prompts = protocol.seeds[0], protocol.prompts[:groups_a_call]
     return [
-        Drawn(variant.name, tuple(groups[variant.name]), variant.plain(first) | {"reports": did.get(variant.name, [])})
+        Drawn(variant.name, tuple(groups[variant.name]), variant.plain(first, prompts) | {"reports": did.get(variant.name, [])})
         for variant in variants
     ]
+
+
+@contextmanager
+def _acting(pipe: Any, methods: Sequence[Method]) -> Iterator[None]:
+    """With methods on the pipeline, which has none afterwards."""
+    if methods:
+        apply(pipe, *methods)
+    try:
+        yield
+    finally:
+        if methods:
+            remove(pipe)
 
 
 def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str, Any]) -> list[Group]:
@@ -120,6 +145,14 @@ def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str,
         )
         for number, case in enumerate(cases)
     ]
+
+
+def _told(method: Method) -> dict[str, Any]:
+    """As plain data; pictures that come from no file are said to be in memory."""
+    if not isinstance(method, NegToMe) or all(getattr(one.image, "filename", None) for one in method.pictures):
+        return as_plain(method)
+    reference = [{"image": "in memory", "mask": one.mask is not None, "noise": one.noise} for one in method.pictures]
+    return as_plain(replace(method, reference="first")) | {"reference": reference}
 
 
 def _unchanged(prompt: str, images: int) -> Sequence[str]:

@@ -215,7 +215,12 @@ def _numbers(words: Sequence[str], classes: Sequence[str]) -> Tensor:
 
 def class_in(prompt: str, classes: Sequence[str]) -> str | None:
     """The one class whose name stands in a prompt as whole words, the longest where one holds another; None: none, several."""
-    padded = f" {' '.join(''.join(c if c.isalnum() else ' ' for c in prompt.lower()).split())} "
-    found = [name for name in classes if f" {' '.join(name.lower().split())} " in padded]
-    longest = [name for name in found if not any(name != other and f" {name} " in f" {other} " for other in found)]
+    words = _words(prompt)
+    found = {name: _words(name) for name in classes if _words(name) in words}
+    longest = [name for name in found if not any(name != other and found[name] in found[other] for other in found)]
     return longest[0] if len(longest) == 1 else None
+
+
+def _words(text: str) -> str:
+    """Without punctuation, and with a space on either side."""
+    return f" {' '.join(''.join(c if c.isalnum() else ' ' for c in text.lower()).split())} "

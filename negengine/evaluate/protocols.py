@@ -52,6 +52,7 @@ class Protocol:
 
     name: ClassVar[str]
     about: ClassVar[str]
+    empty: ClassVar[bool] = False  # whether a prompt may be empty
 
     prompts: tuple[str, ...]
     images: int = 4
@@ -68,7 +69,7 @@ class Protocol:
             if len(set(given)) < len(given):
                 twice = next(one for number, one in enumerate(given) if one in given[:number])
                 raise ValueError(f"the protocol {self.name} has {twice!r} twice among its {what}")
-        if any(not prompt.strip() for prompt in self.prompts):
+        if not self.empty and any(not prompt.strip() for prompt in self.prompts):
             raise ValueError(f"the protocol {self.name} has an empty prompt")
         if min(self.images, self.repeats) < 1 or self.images * self.repeats > MOST or len(self.prompts) > MOST:
             raise ValueError(f"the protocol {self.name} takes 1 to {MOST} prompts, and 1 to {MOST} images of each")
@@ -79,7 +80,7 @@ class Protocol:
         """The groups of a seed, the same for every variant."""
         for number, prompt in enumerate(self.prompts):
             for again in range(self.repeats):
-                key = f"{prompt}, seed {seed}" + (f", {again}" if self.repeats > 1 else "")
+                key = f"{prompt or 'no prompt'}, seed {seed}" + (f", {again}" if self.repeats > 1 else "")
                 first = (seed * MOST + number) * MOST + again * self.images
                 yield Case(key, prompt, seed, tuple(range(first, first + self.images)))
 
@@ -122,7 +123,7 @@ class Asset(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Removal(Protocol):
-    """DNG's class removal (arXiv 2410.14398): a prompt that leaves the class open, and one class that is to be absent.
+    """DNG's class removal (arXiv 2410.14398): a prompt that leaves the class open, or none, and one class that is to be absent.
 
     Args:
         forbidden: the class, as the reader names it.
@@ -130,6 +131,7 @@ class Removal(Protocol):
 
     name: ClassVar[str] = "removal"
     about: ClassVar[str] = "is one class absent, and are the others as frequent as before?"
+    empty: ClassVar[bool] = True
 
     forbidden: str
     images: int = 10

@@ -65,7 +65,7 @@ def _means(told: Document) -> Table:
     rows = []
     for key, about in told["metrics"].items():
         found = [_row(told, variant, key) for variant in variants]
-        rows.append((_title(key, about), *(f"{shown(about, row['mean'])}{_between(about, row)}" for row in found)))
+        rows.append((_title(key, about), *(f"{shown(about, row['mean'])}{between(about, row)}" for row in found)))
     counts = [told["variants"][variant] for variant in variants]
     seeds = len(counts[0]["seeds"]) or None
     about = f"{counts[0]['images']} images in {counts[0]['groups']} groups" + (
@@ -82,7 +82,7 @@ def _differences(told: Document, base: str, others: Sequence[str]) -> Table:
         for variant in others:
             difference = _row(told, variant, key)["difference"]
             signed = f"{difference['mean'] * 100:+.1f} points" if about["percent"] else f"{difference['mean']:+.3f}"
-            cells.append(f"{signed}{_between(about, difference)}{_verdict(about, difference)}")
+            cells.append(f"{signed}{between(about, difference)}{_verdict(about, difference)}")
         rows.append((_title(key, about), *cells))
     paired = all(row["difference"]["paired"] for row in told["rows"] if row["difference"] is not None)
     how = "paired by prompt and seed" if paired else "not paired, as the groups have other names"
@@ -102,7 +102,7 @@ def _pair(table: Mapping[str, Any], base: str) -> Table:
     rows = []
     for choice in table["choices"]:
         both = [choice[what] for what in ("correctness", "quality")]
-        rows.append((choice["who"], *(f"{100 * one['mean']:.1f} %{_between({'percent': True}, one)}" for one in both)))
+        rows.append((choice["who"], *(f"{100 * one['mean']:.1f} %{between({'percent': True}, one)}" for one in both)))
     against = f"{base} and {table['opponent']}" if table["opponent"] else base
     return Table(
         f"DNP against {against}", ("best picture", "correctness", "quality"), tuple(rows), f"{table['pictures']} pictures of each."
@@ -120,7 +120,7 @@ def _title(key: str, about: Mapping[str, Any]) -> str:
     return f"{about['title']}{seer}{ARROWS[about['better']]}"
 
 
-def _between(about: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def between(about: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row["low"] is None:
         return ""
     scale, form = (100, ".1f") if about["percent"] else (1, ".3f")

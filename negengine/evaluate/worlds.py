@@ -10,36 +10,54 @@ from PIL import Image
 
 from negengine.metrics.extractors import Classes, Extractor, Loader, batched
 
+Real = tuple[list[Image.Image], list[tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class Removable:
+    """How a class can be removed.
+
+    Attributes:
+        prompt: leaves the class open. avoid: names it. reader: tells whether it is there.
+        metrics: what is asked of the pictures.
+    """
+
+    prompt: str
+    avoid: str
+    reader: str
+    metrics: tuple[str, ...] = ("forbidden", "kl", "fid")
+
 
 @dataclass(frozen=True, eq=False)
 class World:
     """What the models of one data set have in common.
 
     Attributes:
-        prompts: one for each class. open_prompt: leaves the class open.
+        prompts: one for each class of the reader.
         reader: the name of the extractor that sees and reads their pictures.
-        words: class -> how a prompt says it, in the order of the reader's classes.
-        real: real images that the models never saw, and the number of their classes.
+        removable: class -> how it can be removed; raises ValueError for a class that does not exist.
+        real: real images, and the words of the classes that each belongs to.
         captioner: says what a picture shows, as a prompt.
+        diversity: further metrics of diversity, ``NAME:EXTRACTOR``.
+        complete: prompts that say all that can be said, for the protocol ``pairs``; empty: ``prompts``.
+        correctness: how far an image shows such a prompt, ``NAME:EXTRACTOR``.
     """
 
     prompts: tuple[str, ...]
-    open_prompt: str
     reader: str
-    words: tuple[str, ...]
-    real: Callable[[], tuple[list[Image.Image], list[int]]]
+    removable: Callable[[str], Removable]
+    real: Callable[[], Real]
     captioner: Callable[[], Any]
-
-    def prompt_of(self, word: str) -> str:
-        """The prompt of a class. Raises ValueError for a class that does not exist."""
-        if word not in self.words:
-            raise ValueError(f"there is no class {word!r}; there are {', '.join(self.words)}")
-        return self.prompts[self.words.index(word)]
+    diversity: tuple[str, ...] = ()
+    complete: tuple[str, ...] = ()
+    correctness: str = "prompt-probability"
 
 
 def world_of(model: str | None) -> World | None:
     """Of an embedded model; None for others."""
-    return _digits() if model in ("mnist-flux", "mnist-sdxl") else None
+    kinds: Mapping[str, Callable[[], World]] = {"mnist": _digits, "people": _people}
+    family, dash, rest = str(model).partition("-")
+    return kinds[family]() if dash and family in kinds and rest in ("flux", "sdxl") else None
 
 
 def digits(device: str, classes: Classes) -> Extractor:
@@ -51,24 +69,70 @@ def digits(device: str, classes: Classes) -> Extractor:
     return Extractor("mnist-classifier", batched(judge.features), batched(judge.logits), WORDS)
 
 
-EMBEDDED: Mapping[str, Loader] = {"mnist-classifier": digits}
+def _reader_of_people(name: str) -> Loader:
+    def load(device: str, classes: Classes) -> Extractor:
+        from negengine.evaluate.people import READERS
+
+        return READERS[name](device, classes)
+
+    return load
+
+
+PEOPLE = (
+    "people-classifier", "people-gender", "people-tone", "people-style", "people-look", "people-everything",
+)  # fmt: skip
+EMBEDDED: Mapping[str, Loader] = {"mnist-classifier": digits, **{name: _reader_of_people(name) for name in PEOPLE}}
 
 
 def _digits() -> World:
+    from negengine.models.prompts import PROMPTS
+
+    return World(PROMPTS, "mnist-classifier", _removable_digit, _real_digits, _digit_captioner)
+
+
+def _removable_digit(word: str) -> Removable:
     from negengine.models.prompts import PROMPTS, WORDS
 
-    return World(PROMPTS, "a digit", "mnist-classifier", WORDS, _real_digits, _digit_captioner)
+    if word not in WORDS:
+        raise ValueError(f"there is no class {word!r}; there are {', '.join(WORDS)}")
+    return Removable("a digit", PROMPTS[WORDS.index(word)], "mnist-classifier")
 
 
-def _real_digits() -> tuple[list[Image.Image], list[int]]:
+def _real_digits() -> Real:
     from negengine.models import heldout_digits
+    from negengine.models.prompts import WORDS
 
     images, labels = heldout_digits()
     pixels = (images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    return [Image.fromarray(picture) for picture in pixels], labels.tolist()
+    return [Image.fromarray(picture) for picture in pixels], [(WORDS[label],) for label in labels.tolist()]
 
 
 def _digit_captioner() -> Any:
     from negengine.models.captioner import DigitCaptioner
 
     return DigitCaptioner()
+
+
+def _people() -> World:
+    from negengine.evaluate import people
+    from negengine.models.people.prompts import PROMPTS
+
+    return World(
+        PROMPTS,
+        people.READER,
+        _removable_look,
+        people.real_people,
+        people.PeopleCaptioner,
+        diversity=(*(f"label-entropy:people-{name}" for name in ("gender", "tone", "style")), "distinct:people-look"),
+        complete=people.COMPLETE,
+        correctness="prompt-probability:people-everything",
+    )
+
+
+def _removable_look(word: str) -> Removable:
+    from negengine.evaluate import people
+
+    prompt, avoid = people.open_prompt(word)
+    reader = people.reader_of(people.attribute_of(word))
+    last = f"as-prompted:{people.READER}" if prompt else "fid"
+    return Removable(prompt, avoid, reader, ("forbidden", "kl", last))

@@ -7,7 +7,7 @@ and how faithfully they draw, and ``python -m negengine.models.train`` for how t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from negengine.models.classifier import Classifier
+    from negengine.models.people.reader import PeopleClassifier
 
 NAMES: tuple[str, ...] = tuple(PRESETS)
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CLASSIFIER = "mnist-classifier"
+PEOPLE_CLASSIFIER = "people-classifier"
 
 __all__ = [
     "NAMES",
@@ -73,19 +75,37 @@ def negtome_preset(name: str) -> NegToMe:
     return NEGTOME[_known(name)]
 
 
-def load_classifier(device: str | torch.device = "cpu") -> Classifier:
-    """The classifier that judges the models, in float32, ready to read.
+@overload
+def load_classifier(device: str | torch.device = "cpu", name: Literal["mnist-classifier"] = "mnist-classifier") -> Classifier: ...
+
+
+@overload
+def load_classifier(device: str | torch.device = "cpu", *, name: Literal["people-classifier"]) -> PeopleClassifier: ...
+
+
+def load_classifier(device: str | torch.device = "cpu", name: str = CLASSIFIER) -> Classifier | PeopleClassifier:
+    """A classifier that judges models, in float32, ready to read.
+
+    Args:
+        name: ``"mnist-classifier"`` reads digits; ``"people-classifier"`` reads profession, gender, tone and style.
 
     Raises:
-        RuntimeError: a file is missing, truncated or altered.
+        ValueError: unknown name. RuntimeError: a file is missing, truncated or altered.
     """
     from safetensors.torch import load_file
 
     from negengine.models import classifier
+    from negengine.models.people import reader
 
-    folder = CHECKPOINTS / CLASSIFIER
+    kinds: dict[str, type[Classifier] | type[PeopleClassifier]] = {
+        CLASSIFIER: classifier.Classifier,
+        PEOPLE_CLASSIFIER: reader.PeopleClassifier,
+    }
+    if name not in kinds:
+        raise ValueError(f"there is no embedded classifier {name!r}; there are {', '.join(kinds)}")
+    folder = CHECKPOINTS / name
     manifest.verify(folder)
-    judge = classifier.Classifier()
+    judge = kinds[name]()
     judge.load_state_dict(load_file(folder / classifier.FILE))
     return judge.to(device).eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""Batches of latents with prompts, from varied digits that are encoded once."""
+"""Batches of latents with prompts, from varied digits that are encoded once, and the task of learning to draw from them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,32 @@ from torch import Tensor
 
 from negengine.models import prompts
 from negengine.models.autoencoder import encode
-from negengine.models.digits import Digits, Jitter, vary
+from negengine.models.digits import CLASSES, SIZE, Digits, Jitter, vary
+from negengine.models.teaching import class_of
 from negengine.models.training import Task
+from negengine.models.world import Latents, Pictures, World
 
 OPEN_SHARE = 0.15
 VARIANTS = 8
+WORLD = World(
+    size=SIZE,
+    latent_channels=4,
+    widths=(16, 32),
+    attributes={"digit": CLASSES},
+    vocabulary=tuple(prompts.vocabulary()),
+    text_length=16,
+)
 
 
 @dataclass(frozen=True)
-class LatentDigits:
+class LatentDigits(Latents):
     """Scaled latents ``[variants, N, 4, 16, 16]`` of every digit with the words that may describe it."""
 
     latents: Tensor
     labels: Tensor
     styles: list[tuple[str, ...]]
+
+    world = WORLD
 
     @staticmethod
     def of(vae: AutoencoderKL, digits: Digits, variants: int = VARIANTS, seed: int = 0) -> LatentDigits:
@@ -43,13 +55,34 @@ class LatentDigits:
         styles = [self.styles[row] for row in rows.tolist()]
         return self.latents[versions, rows], prompts.write(self.labels[rows], styles, generator, OPEN_SHARE)
 
+    def named(self, prompt: str) -> tuple[int, ...]:
+        return (class_of(prompt),)
+
+
+@dataclass(frozen=True)
+class DigitPictures(Pictures):
+    """The digits, varied by small affine maps."""
+
+    digits: Digits
+
+    world = WORLD
+
+    def everything(self) -> Tensor:
+        return self.digits.images
+
+    def vary(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        return vary(self.digits.images[rows], Jitter(), generator)
+
+    def latents(self, vae: AutoencoderKL, variants: int, seed: int) -> LatentDigits:
+        return LatentDigits.of(vae, self.digits, variants, seed)
+
 
 class GeneratorTask(Task):
-    """A model that learns to draw the digits from their prompts."""
+    """A model that learns to draw the pictures of a world from their prompts."""
 
-    def __init__(self, digits: LatentDigits) -> None:
+    def __init__(self, data: Latents) -> None:
         super().__init__()
-        self.digits = digits
+        self.data = data
 
     def prepare(self, seed: int) -> None:
         """What is learned before the training proper; nothing by default."""

@@ -1,6 +1,8 @@
-"""``mnist-flux``: a small FLUX transformer over 64 image tokens, trained by flow matching."""
+"""``mnist-flux`` and ``people-flux``: small FLUX transformers over 64 image tokens, trained by flow matching."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -8,26 +10,43 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from negengine.models import text
-from negengine.models.dataset import GeneratorTask, LatentDigits, keep_mask
-from negengine.models.teaching import STEPS, teach
+from negengine.models.dataset import GeneratorTask, keep_mask
+from negengine.models.teaching import STEPS, Readers, teach
 from negengine.models.training import Recipe
+from negengine.models.world import Latents, World
 
 RECIPE = Recipe(steps=2000, batch=80, lr=1.5e-3)
+PEOPLE_RECIPE = Recipe(steps=4500, batch=64, lr=1.2e-3, warmup=200, ema=0.998)
+PEOPLE_LATER = Recipe(steps=1500, batch=64, lr=6e-4, warmup=50, ema=0.998)
 DROPPED = 0.12
 TEXT_LENGTH = 16
+"""T5 tokens of a digit's prompt."""
 LONG_TEXT_SHARE = 0.06
 LONG_TEXT_LENGTHS = (32, 64, 128, 256, 512)
 
 
-def build() -> FluxTransformer2DModel:
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of joint blocks, single blocks and heads; a head has 32 channels."""
+
+    joint: int
+    single: int
+    heads: int
+
+
+DIGITS = Shape(joint=2, single=4, heads=4)
+PEOPLE = Shape(joint=2, single=5, heads=6)
+
+
+def build(world: World, shape: Shape) -> FluxTransformer2DModel:
     """An untrained transformer."""
     return FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=4,
+        in_channels=4 * world.latent_channels,
+        num_layers=shape.joint,
+        num_single_layers=shape.single,
         attention_head_dim=32,
-        num_attention_heads=4,
+        num_attention_heads=shape.heads,
         joint_attention_dim=text.WIDTH,
         pooled_projection_dim=text.WIDTH,
         guidance_embeds=False,
@@ -38,26 +57,28 @@ def build() -> FluxTransformer2DModel:
 class FluxTask(GeneratorTask):
     """The transformer and its text encoders learn the velocity from data to noise."""
 
-    def __init__(self, digits: LatentDigits) -> None:
-        super().__init__(digits)
-        self.tokenizer = text.clip_tokenizer()
-        self.tokenizer_2 = text.t5_tokenizer()
+    def __init__(self, data: Latents, shape: Shape = DIGITS) -> None:
+        super().__init__(data)
+        self.tokenizer = text.clip_tokenizer(data.world.vocabulary, data.world.merged_from_end)
+        self.tokenizer_2 = text.t5_tokenizer(data.world.vocabulary)
         self.text_encoder = text.clip_encoder(self.tokenizer)
         self.text_encoder_2 = text.t5_encoder(self.tokenizer_2)
-        self.transformer = build()
+        self.transformer = build(data.world, shape)
+        self.readers = Readers(data, text.WIDTH, text.WIDTH) if data.world.naming else None
 
     def prepare(self, seed: int, steps: int = STEPS) -> None:
         """A head start for the text encoders."""
         encoders = [*self.text_encoder.parameters(), *self.text_encoder_2.parameters()]
-        teach(lambda prompts: self.encode(prompts, TEXT_LENGTH), encoders, self.digits.draw, seed, steps)
+        teach(lambda prompts: self.encode(prompts, self.data.world.text_length), encoders, self.data, seed, steps)
 
     def loss(self, batch: int, generator: torch.Generator) -> Tensor:
-        length, batch = _text_length(batch, generator)
-        latents, prompts = self.digits.draw(batch, generator)
+        length, batch = _text_length(batch, self.data.world.text_length, generator)
+        latents, prompts = self.data.draw(batch, generator)
         kept = keep_mask(batch, DROPPED, generator).tolist()
         sigma = _noise_levels(batch, generator).view(-1, 1, 1, 1)
         noise = torch.randn(latents.shape, generator=generator)
-        states, pooled = self.encode([prompt if keep else "" for prompt, keep in zip(prompts, kept, strict=True)], length)
+        prompts = [prompt if keep else "" for prompt, keep in zip(prompts, kept, strict=True)]
+        states, pooled = self.encode(prompts, length)
         velocity = self.transformer(
             hidden_states=_pack((1 - sigma) * latents + sigma * noise),
             encoder_hidden_states=states,
@@ -66,7 +87,10 @@ class FluxTask(GeneratorTask):
             img_ids=_image_ids(latents),
             txt_ids=torch.zeros(length, 3),
         ).sample
-        return F.mse_loss(velocity.float(), _pack(noise - latents))
+        loss = F.mse_loss(velocity.float(), _pack(noise - latents))
+        if self.readers is None:
+            return loss
+        return loss + self.data.world.naming * self.readers.loss(states, pooled, prompts)[0]
 
     def encode(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
         """States ``[B, length, D]`` of T5 and the pooled state ``[B, D]`` of CLIP, unmasked as the pipeline has them."""
@@ -88,12 +112,12 @@ class FluxTask(GeneratorTask):
         )
 
 
-def _text_length(batch: int, generator: torch.Generator) -> tuple[int, int]:
-    """Mostly ``TEXT_LENGTH``; now and then one of the longer lengths, with fewer images so that a step costs about the same."""
+def _text_length(batch: int, usual: int, generator: torch.Generator) -> tuple[int, int]:
+    """Mostly the ``usual`` length; now and then a longer one, with fewer images so that a step costs about the same."""
     if torch.rand((), generator=generator) >= LONG_TEXT_SHARE:
-        return TEXT_LENGTH, batch
+        return usual, batch
     length = LONG_TEXT_LENGTHS[int(torch.randint(len(LONG_TEXT_LENGTHS), (), generator=generator))]
-    return length, max(1, batch * 80 // (64 + length))
+    return length, max(1, batch * (64 + usual) // (64 + length))
 
 
 def _noise_levels(batch: int, generator: torch.Generator) -> Tensor:

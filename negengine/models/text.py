@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -18,8 +19,6 @@ from transformers import (
     T5Tokenizer,
 )
 
-from negengine.models.prompts import vocabulary
-
 WIDTH = 64
 LAYERS = 2
 HEADS = 4
@@ -32,30 +31,34 @@ WORD_END = "</w>"
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """Byte-pair encoding in which each word of the grammar is one token and any other text falls back to bytes.
+def clip_tokenizer(words: Sequence[str], from_end: bool = False) -> CLIPTokenizer:
+    """Byte-pair encoding in which each of ``words``, the words of the grammar, is one token and any other text falls back to bytes.
 
-    The merges grow each word from its first letter. They are not trained: the trainer breaks ties at random, and the
-    identities of the tokens must not change between the parts of a resumed training.
+    The merges grow each word from its first letter, or ``from_end`` from its last, where no merge of one word can break
+    another ("ar" of "artist" breaks "dark"). They are not trained: the trainer breaks ties at random, and the identities of
+    the tokens must not change between the parts of a resumed training.
     """
     merges: dict[tuple[str, str], None] = {}
-    for word in vocabulary():
+    for word in words:
         letters = [*word[:-1], word[-1] + WORD_END]
         for end in range(1, len(letters)):
-            merges["".join(letters[:end]), letters[end]] = None
+            if from_end:
+                merges[letters[-end - 1], "".join(letters[-end:])] = None
+            else:
+                merges["".join(letters[:end]), letters[end]] = None
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + WORD_END for letter in alphabet), *("".join(merge) for merge in merges), START, END]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=list(merges), model_max_length=CLIP_LENGTH)
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """Unigram pieces: each word of the grammar, capitalised or not; any other text falls back to printable characters."""
-    words = {form for word in vocabulary() for form in (word, word.capitalize(), word.upper())}
+def t5_tokenizer(words: Sequence[str]) -> T5Tokenizer:
+    """Unigram pieces: each of ``words``, capitalised or not; any other text falls back to printable characters."""
+    forms = {form for word in words for form in (word, word.capitalize(), word.upper())}
     specials = ["<pad>", "</s>", "<unk>"]
     characters = ["▁", *string.digits, *string.ascii_letters, *string.punctuation]
     pieces = [(token, 0.0) for token in specials]
     pieces += [(character, -20.0) for character in characters]
-    pieces += [(f"▁{word}", -1.0) for word in sorted(words)]
+    pieces += [(f"▁{word}", -1.0) for word in sorted(forms)]
     return T5Tokenizer(vocab=pieces, extra_ids=0, additional_special_tokens=[], model_max_length=T5_LENGTH)
 
 

@@ -22,9 +22,10 @@ def test_no_figure_is_stale():
 
 @pytest.fixture
 def copy(tmp_path):
-    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "host-cost")
+    names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "host-cost", "evidence")
     documents = tuple(f"docs/{name}.md" for name in names)
-    for name in (*documents, "bench/tables.py", "bench/results"):
+    scripts = tuple(f"bench/{name}.py" for name in ("tables", "evidence_tables", "evidence_claims"))
+    for name in (*documents, *scripts, "bench/results"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, target], check=True)
@@ -89,7 +90,8 @@ def test_the_study_of_dng_is_in_its_tables(copy):
     assert text.count(" | 1.50 |") == 3
 
 
-def test_pairs_count_the_images_that_one_of_two_rows_keeps():
+def test_pairs_count_the_images_that_one_of_two_rows_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
     spec = importlib.util.spec_from_file_location("tables", ROOT / "bench" / "tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

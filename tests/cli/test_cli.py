@@ -1,5 +1,6 @@
 """The command line as a user types it, on the embedded models."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typer.testing import CliRunner
 
 import negengine
 from negengine import models, ops
-from negengine.cli import app
+from negengine.cli import app, demonstration
 from negengine.cli.doctor import self_test
 from negengine.cli.errors import one_line_errors
+from negengine.models import presets
 from negengine.ops import guidance_check, registry
 
 runner = CliRunner()
@@ -90,13 +92,34 @@ def test_demo_writes_picture_table_and_numbers(tmp_path):
     result = run("demo", "--model", "mnist-flux", "--groups", 2, "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "Vendi score" in result.output
-    numbers = json.loads((tmp_path / "demo.json").read_text())["models"]["mnist-flux"]
+    numbers = json.loads((tmp_path / "demo.json").read_text())["models"]["mnist-flux"]["differ"]
     assert numbers["images"] == 8
-    assert 0 < numbers["merged_share"] <= 1
-    assert numbers["with"]["pairwise_distance"] != numbers["without"]["pairwise_distance"]
+    (report,) = numbers["reports"]["with NegToMe"]
+    assert "merged" in report
+    vendi = numbers["metrics"]["vendi:mnist-classifier"]
+    assert vendi["mean"]["with NegToMe"] != vendi["mean"]["without"]
+    assert vendi["difference"]["with NegToMe"]["mean"] == pytest.approx(vendi["mean"]["with NegToMe"] - vendi["mean"]["without"])
     page = Image.open(tmp_path / "demo.png")
     assert page.width > 8 * 64
     assert len(set(page.convert("L").tobytes())) > 20
+
+
+@pytest.mark.parametrize("model", ["people-flux", "people-sdxl"])
+def test_the_demo_of_people_keeps_away_from_a_picture_and_counts_looks(tmp_path, monkeypatch, model):
+    monkeypatch.setitem(presets.PRESETS, model, dataclasses.replace(models.preset(model), steps=2))
+    monkeypatch.setattr(demonstration, "CHARACTER_GROUPS", 1)
+    result = run("demo", "--model", model, "--groups", 1, "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((tmp_path / "demo.json").read_text())["models"][model]
+    looks = numbers["differ"]["metrics"]["distinct:people-look"]["mean"]
+    assert 1 <= looks["without"] <= 4
+    away = numbers["away"]
+    assert away["variants"] == ["without", "away from the picture", "away from its white part"]
+    similar = away["metrics"]["asset-similarity:people-classifier"]["mean"]
+    assert len(set(similar.values())) > 1
+    assert away["methods"]["away from its white part"][0]["reference"] == [{"image": "in memory", "mask": True, "noise": True}]
+    assert "away from its white part: NegToMe on" in result.output
+    assert Image.open(tmp_path / "demo.png").width > 8 * 96
 
 
 def told(file):

@@ -169,6 +169,26 @@ def test_the_removal_protocol(tmp_path):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("model", "arguments", "metrics"),
+    [
+        ("people-sdxl", ("diversity", "--prompt", "a cook"), {"distinct:people-look", "label-entropy:people-tone", "vendi"}),
+        ("people-sdxl", ("removal", "--forbidden", "noto", "--repeats", 2, "--variant", "without", "--variant",
+                         "negative-prompting"), {"forbidden:people-style", "kl:people-style", "as-prompted"}),
+        ("people-sdxl", ("removal", "--forbidden", "judge", "--repeats", 2, "--variant", "without", "--variant",
+                         "negative-prompting", "--metric", "forbidden"), {"forbidden"}),
+        ("people-flux", ("pairs",), {"prompt-probability:people-everything", "reference-distance"}),
+    ],
+)  # fmt: skip
+def test_the_world_of_people(tmp_path, model, arguments, metrics):
+    result = evaluate("--model", model, "--protocol", *arguments, "--images", 2, "--seed", 0, "--output", tmp_path / "out", *QUICK)
+    assert result.exit_code == 0, result.output
+    told = results.read(tmp_path / "out" / "evaluate.json")
+    found = {key.removesuffix(":people-classifier") for key in told["metrics"]}
+    assert metrics <= found
+
+
+@pytest.mark.exhaustive
 def test_the_protocol_of_pairs(tmp_path):
     pairs = ("--protocol", "pairs", "--prompt", "a handwritten two", "--images", 2, "--seed", 0)
     result = evaluate("--model", "mnist-flux", *pairs, "--output", tmp_path, *QUICK)
@@ -273,6 +293,10 @@ MODEL = ("--model", "mnist-sdxl", "--protocol")
         (
             ("--model", "mnist-flux", "--protocol", "removal", "--forbidden", "three", "--metric", "kl"),
             "calls the denoiser twice; give --call dng.true_cfg_scale=1 --set dng.cfg=3",
+        ),
+        (
+            ("--model", "people-flux", "--protocol", "removal", "--forbidden", "sailor"),
+            "there is no class 'sailor'; there are artist, astronaut",
         ),
         (("--model", "nowhere", "--protocol", "diversity", "--metric", "vendi:pixels"), "--model nowhere is no folder"),
         (("--model", "a/b", "--protocol", "removal", "--forbidden", "cat"), "needs --prompt or --prompts"),

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from negengine import models, png
 from negengine.cli import app
-from negengine.models.captioner import DigitCaptioner
+from negengine.evaluate import people
+from negengine.evaluate.worlds import world_of
 
 runner = CliRunner()
 
@@ -29,11 +30,11 @@ def test_one_command_draws_captions_and_draws_again(tmp_path, model):
     ]
     assert [path.name for path in paths] == names
     assert "8 images in" in result.output
-    classifier = DigitCaptioner()
+    classifier = world_of(model).captioner()
     for image, picture in zip(paths[::2], paths[1::2], strict=True):
         told = png.read(image)
         caption = classifier(Image.open(picture))
-        assert told["caption"] == caption in models.PROMPTS
+        assert told["caption"] == caption in (people.EVERYTHING if model.startswith("people") else models.PROMPTS)
         assert f"{told['prompt']!r}, seed {told['seed']}: the negative image shows {caption!r}" in result.output
         assert told["negative_prompt"] == f"thin, {caption}"
         assert (told["dnp"]["steps"], told["dnp"]["guidance"]) == (2, 2.5)
@@ -63,7 +64,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_captions(tmp_path):
         (("one", "--captioner", "person"), "the standard input is none; give --captioner classifier"),
         (("one", "--captioner", "nope"), "no captioner 'nope': give person, classifier"),
         (("one", "--captioner-prompt", "say"), "--captioner classifier takes none"),
-        (("one", "--model", "no such model"), "--captioner classifier reads the digits of the embedded models"),
+        (("one", "--model", "no such model"), "--captioner classifier reads the pictures of the embedded models"),
         (("one", "--method", "dnp"), "`negengine negative` does that"),
         (("one", "--method", "dng"), "dng needs prompt: give --avoid TEXT"),
         (("one", "--avoid", "two"), "--avoid is for a method that avoids a prompt"),

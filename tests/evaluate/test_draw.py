@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from negengine import NegToMe, ReferenceImage, models, status
 from negengine.evaluate.draw import Variant, draw
 from negengine.evaluate.prompting import chosen_by_seed, negatives, rewriting
 from negengine.evaluate.protocols import Diversity
+from negengine.methods import NegativePrompting
 
 PROTOCOL = Diversity(prompts=("cat", "dog"), images=3, seeds=(0, 1), metrics=("vendi",))
 
@@ -108,3 +110,30 @@ def test_files_of_prompts_that_do_not_fit(tmp_path, reader, name, content, messa
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
         reader(file)("cat", 1)
+
+
+def test_methods_that_depend_on_the_prompts_act_on_the_calls_with_them():
+    pipe = models.load("mnist-sdxl")
+    protocol = Diversity(prompts=("a handwritten two", "a handwritten six", "a digit"), images=1, seeds=(0,), metrics=("vendi",))
+
+    def away(seed, prompts):
+        return [NegativePrompting(prompt=tuple(f"{prompt} {seed}" for prompt in prompts), scale=1)]
+
+    watched = []
+    variants = [Variant(name="away", of_prompts=away), Variant(name="without")]
+    call = models.preset("mnist-sdxl").call_kwargs() | {"num_inference_steps": 1}
+    away_, plain = draw(pipe, protocol, variants, call, 2, watch=lambda name, reports: watched.append((name, len(reports))))
+    assert watched == [("away", 1), ("away", 1), ("without", 0), ("without", 0)]
+    assert away_.about["methods"][0]["prompt"] == ["a handwritten two 0", "a handwritten six 0"]
+    assert all(a.tobytes() != b.tobytes() for a, b in zip(away_.images, plain.images, strict=True))
+    assert len(plain.images) == 3
+    with pytest.raises(ValueError, match="no method is applied"):
+        status(pipe)
+
+
+def test_a_picture_that_is_in_no_file_is_said_to_be_in_memory():
+    picture = Image.new("RGB", (32, 32), (9, 9, 9))
+    reference = NegToMe(reference=ReferenceImage(picture, Image.new("L", (32, 32), 255)))
+    (told,) = Variant(name="away", methods=lambda seed: [reference]).plain(0)["methods"]
+    assert told["reference"] == [{"image": "in memory", "mask": True, "noise": True}]
+    assert told["method"] == "negtome"

@@ -15,7 +15,7 @@ from negengine.evaluate.asked import FROM_FILE, Asked, asked_for
 from negengine.evaluate.folders import image_files, open_image
 from negengine.evaluate.groups import Drawn
 from negengine.evaluate.measure import Beside, Row, class_in, measure
-from negengine.evaluate.worlds import World
+from negengine.evaluate.worlds import Removable, World
 from negengine.metrics.extractors import Extractor
 
 WAYS = {
@@ -33,10 +33,14 @@ def is_file_of_labels(labels: str | None) -> bool:
     return labels is not None and Path(labels).suffix.lower() in (".csv", ".json")
 
 
-def asked_by(common: Common, usual: Sequence[str], world: World | None) -> list[Asked]:
-    """The metrics of ``--metric`` or the usual ones, seen by ``--features`` and ``--labels``, else by the model's own reader."""
+def asked_by(common: Common, usual: Sequence[str], world: World | None, removable: Removable | None = None) -> list[Asked]:
+    """The metrics of ``--metric`` or the usual ones, seen by ``--features`` and ``--labels``, else by the model's own reader.
+
+    Args:
+        removable: its reader reads classes, in place of the model's.
+    """
     reader = world.reader if world else None
-    labels = FROM_FILE if is_file_of_labels(common.labels) else common.labels or reader
+    labels = FROM_FILE if is_file_of_labels(common.labels) else common.labels or (removable.reader if removable else reader)
     return asked_for(common.metrics or usual, common.features or reader, labels)
 
 

@@ -41,18 +41,11 @@ from negengine.evaluate.pairs import pair_tables
 from negengine.evaluate.prompting import rewriting
 from negengine.evaluate.protocols import Asset, Diversity, Pairs, Protocol, Removal, protocol_named
 from negengine.evaluate.results import document
-from negengine.evaluate.worlds import World, world_of
+from negengine.evaluate.worlds import Removable, World, world_of
 from negengine.metrics.extractors import Extractor
 
 FLAGS = {"num_images_per_prompt": "--images"}
 GROUPS_A_CALL = 5  # of an embedded model; of others 1
-# of the embedded models, whose classifier reads every picture
-OWN_METRICS: dict[type[Protocol], tuple[str, ...]] = {
-    Diversity: ("distance", "vendi", "as-prompted"),
-    Asset: ("asset-similarity", "asset-correlation", "as-prompted"),
-    Removal: ("forbidden", "kl", "fid"),
-    Pairs: ("prompt-probability", "reference-distance"),
-}
 
 
 def of_pipeline(common: Common, own: OfPipelines) -> None:
@@ -72,7 +65,7 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     check_dtype(dtype)
     check_device(common.device)
     protocol = _protocol(kind, world, common, own)
-    asked = asked_by(common, protocol.metrics, world)
+    asked = asked_by(common, protocol.metrics, world, _removable(protocol, world))
     chosen = variants(protocol.variants, _parts(protocol, world, common, own))
     common_call, _ = calls_of(own.call, protocol.variants)
     call = call_of(own.model, {}, False, {}) | common_call
@@ -114,13 +107,13 @@ def _protocol(kind: type[Protocol], world: World | None, common: Common, own: Of
     if common.base is not None:
         raise ValueError("--base is for folders; the first --variant is the one with which the others are compared")
     values: dict[str, Any] = {"images": own.images, "repeats": own.repeats, "prompts": _prompts(kind, world, common, own)}
-    values["metrics"] = tuple(common.metrics) or (OWN_METRICS[kind] if world else None)
+    values["metrics"] = tuple(common.metrics) or (_metrics(kind, world, common.forbidden) if world else None)
     values["seeds"] = tuple(own.seed) or None
     if kind is Asset and own.mask is not None and not own.variant:
         values["variants"] = ("without", "asset", "asset-masked")
     values["variants"] = tuple(own.variant) or values.get("variants")
     if kind is Pairs and world:
-        values |= {"correctness": "prompt-probability"}
+        values |= {"correctness": world.correctness}
     for flag, value, one in (("asset", common.asset, Asset), ("mask", own.mask, Asset), ("forbidden", common.forbidden, Removal)):
         if value is not None and kind is not one:
             raise ValueError(f"--{flag} is for the protocol {one.name}, not for {kind.name}")
@@ -129,6 +122,23 @@ def _protocol(kind: type[Protocol], world: World | None, common: Common, own: Of
         if kind is one and values[flag] is None:
             raise ValueError(f"the protocol {kind.name} needs --{flag}")
     return kind(**own_keywords(kind, values))
+
+
+def _metrics(kind: type[Protocol], world: World, forbidden: str | None) -> tuple[str, ...] | None:
+    """Of an embedded model, whose classifier reads every picture."""
+    if kind is Removal:
+        return world.removable(forbidden).metrics if forbidden is not None else None
+    of_kind: dict[type[Protocol], tuple[str, ...]] = {
+        Diversity: ("distance", "vendi", *world.diversity, "as-prompted"),
+        Asset: ("asset-similarity", "asset-correlation", "as-prompted"),
+        Pairs: (world.correctness, "reference-distance"),
+    }
+    return of_kind[kind]
+
+
+def _removable(protocol: Protocol, world: World | None) -> Removable | None:
+    """How the class that is to be absent can be removed from an embedded model's pictures."""
+    return world.removable(protocol.forbidden) if world is not None and isinstance(protocol, Removal) else None
 
 
 def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfPipelines) -> tuple[str, ...] | None:
@@ -143,10 +153,10 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
         return tuple(own.prompt)
     if world is not None:
         if kind is Removal:
-            return (world.open_prompt,)
+            return (world.removable(common.forbidden).prompt,) if common.forbidden is not None else ("",)
         if kind is Asset:
             return (world.captioner()(open_image(common.asset)),) if common.asset else None  # prompted to draw just that
-        return world.prompts
+        return world.complete or world.prompts if kind is Pairs else world.prompts
     if kind is not Diversity:
         raise ValueError(f"the protocol {kind.name} needs --prompt or --prompts for a model that is not embedded")
     return None
@@ -155,7 +165,8 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
 def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipelines) -> Parts:
     avoid = one_text("avoid", own.avoid)
     if avoid is None and isinstance(protocol, Removal):
-        avoid = world.prompt_of(protocol.forbidden) if world else protocol.forbidden
+        removable = _removable(protocol, world)
+        avoid = removable.avoid if removable else protocol.forbidden
     _, calls = calls_of(own.call, protocol.variants)
     caption: Callable[[], Any] | None = None
     if "dnp" in protocol.variants:
@@ -198,8 +209,8 @@ def _reference(protocol: Protocol, asked: Sequence[Asked], common: Common, world
     if world is None or not any("reference" in one.metric.needs for one in asked):
         return None
     images, classes = world.real()
-    forbidden = world.words.index(protocol.forbidden) if isinstance(protocol, Removal) else None
-    return [image for image, number in zip(images, classes, strict=True) if number != forbidden]
+    forbidden = protocol.forbidden if isinstance(protocol, Removal) else None
+    return [image for image, words in zip(images, classes, strict=True) if forbidden not in words]
 
 
 def _check_pipeline(pipe: Any, model: str, chosen: Sequence[Variant], call: Mapping[str, Any], protocol: Protocol) -> None:

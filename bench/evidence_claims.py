@@ -1,0 +1,131 @@
+"""What the papers claim, as differences that would show it, and what the results say: decided by rule, before any result was there.
+
+A claim shows where the whole 95 % interval of its difference lies on the claimed side of its limit; it does not show where the
+interval holds the limit; the contrary shows where the whole interval lies on the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evidence_tables import Row, contrast, number, regrouped
+
+Document = Callable[[str], Mapping[str, Any] | None]
+MORE, LESS = 1, -1
+AT_MOST_LOST = 0.03  # of fidelity, as a share of the images
+STRONG = 10  # scale of DNG
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``variant`` minus ``base`` in ``metric`` lies above (``MORE``) or below (``LESS``) ``limit``."""
+
+    text: str
+    part: str
+    job: str
+    metric: str
+    variant: str
+    base: str
+    side: int
+    limit: float = 0.0
+
+
+def _looks(part: str, job: str, model: str) -> list[Claim]:
+    metrics = {"distinct:people-look": "distinct looks", **{f"label-entropy:people-{name}": f"entropy of {name}" for name in
+               ("gender", "tone", "style")}}  # fmt: skip
+    found = [
+        Claim(f"NegToMe raises the {title} of a group ({model})", part, job, metric, "negtome others", "without", MORE)
+        for metric, title in metrics.items()
+    ]
+    text = f"and costs less than 3 points of profession as prompted ({model})"
+    return [*found, Claim(text, part, job, "as-prompted", "negtome others", "without", MORE, -AT_MOST_LOST)]
+
+
+def _similar(model: str, names: str, variant: str, base: str, text: str) -> Claim:
+    return Claim(f"{text} ({model}, prompted by {names})", "b", f"{model}, {names}", "asset-similarity", variant, base, LESS)
+
+
+CLAIMS = (
+    *_looks("a", "flux", "people-flux"),
+    *_looks("rivals", "sdxl", "people-sdxl"),
+    *(Claim(f"`others` gives more distinct looks than `{mode}` ({job})", part, job, "distinct:people-look", "negtome others",
+            f"negtome {mode}", MORE) for part, job in (("a", "flux"), ("rivals", "sdxl")) for mode in ("first", "previous")),
+    *(Claim(f"NegToMe gives more distinct looks than {rival}", "rivals", "sdxl", "distinct:people-look", "negtome others", rival,
+            MORE) for rival in ("CADS 0.25", "CADS 1", "seed variance 1", "seed variance 3", "guidance interval")),
+    Claim("NegToMe adds to prompt rewriting", "rivals", "sdxl", "distinct:people-look", "rewriting + negtome", "rewriting", MORE),
+    *(Claim(f"NegToMe raises distinct looks at guidance {scale}", "a", "guidance", "distinct:people-look", f"{scale}, negtome",
+            f"{scale}, without", MORE) for scale in ("1", "2", "3", "5", "8")),
+    *(_similar(model, names, "negtome 1x", "without", "NegToMe makes pictures less like the character")
+      for model in ("people-flux", "people-sdxl") for names in ("profession", "everything")),
+    *(_similar(model, "profession", "negtome 1x, its head", "without", "also if only its head is to be avoided")
+      for model in ("people-flux", "people-sdxl")),
+    *(_similar("people-sdxl", names, "negtome 1x", rival, f"NegToMe makes them less like it than {rival}")
+      for names in ("profession", "everything") for rival in ("negative prompting", "NAG")),
+    Claim("DNG draws less of what is forbidden than without", "c", "removal", "forbidden", f"DNG {STRONG}", "without", LESS),
+    *(Claim(f"DNG changes {text} less than {rival} that leaves as many", "c", "removal", metric, f"DNG {STRONG}", rival, LESS)
+      for rival in ("negative prompting", "SLD") for metric, text in (("kl", "the rest"), ("fid", "the FID"))),
+    *(Claim(f"DNP shows all that is named with higher probability than {rival}", "d", "pairs",
+            "prompt-probability:people-everything", "dnp", rival, MORE) for rival in ("without", "opposite", "random", "standard")),
+    Claim("NegToMe and DNG together draw less of what is forbidden", "e", "DNG", "forbidden", "negtome + DNG", "without", LESS),
+    Claim("and more distinct looks than DNG alone", "e", "DNG", "distinct:people-look", "negtome + DNG", "DNG", MORE),
+    Claim("NegToMe and NAG together draw less of what is forbidden, in four steps", "e", "NAG", "forbidden", "negtome + NAG",
+          "without", LESS),
+    Claim("and more distinct looks than NAG alone", "e", "NAG", "distinct:people-look", "negtome + NAG", "NAG", MORE),
+)  # fmt: skip
+
+
+def table(document: Document) -> str:
+    lines = ["| claim | measured | |", "| --- | ---: | --- |"]
+    for claim in CLAIMS:
+        told = document(claim.part)
+        if told is None:
+            lines.append(f"| {claim.text} | | not measured yet |")
+            continue
+        row, base = rows_of(claim, told)
+        difference = contrast(row, base)
+        shown = f"{number(base['mean'], claim.metric)} → {number(row['mean'], claim.metric)}, " + _difference(
+            difference, claim.metric
+        )
+        against = "" if base["variant"] == claim.base else f" ({base['variant']})"
+        lines.append(f"| {claim.text}{against} | {shown} | {verdict(claim, difference)} |")
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(claim: Claim, told: Mapping[str, Any]) -> tuple[Row, Row]:
+    rows = regrouped(told["rows"]) if claim.job == "guidance" else [row for row in told["rows"] if row["job"] == claim.job]
+    found = {(row["variant"], row["metric"]): row for row in rows}
+    row = found[claim.variant, claim.metric]
+    return row, found[nearest(claim, found), claim.metric]
+
+
+def nearest(claim: Claim, found: Mapping[tuple[str, str], Row]) -> str:
+    """The base; of a method at several scales the one that leaves the share of what is forbidden most like the variant's."""
+    if (claim.base, claim.metric) in found:
+        return claim.base
+    left = {
+        variant: row["mean"] for (variant, metric), row in found.items() if metric == "forbidden" and variant.startswith(claim.base)
+    }
+    aim = found[claim.variant, "forbidden"]["mean"]
+    return min(left, key=lambda variant: abs(left[variant] - aim))
+
+
+def verdict(claim: Claim, difference: Mapping[str, float | None]) -> str:
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return "one value: nothing can be said"
+    near, far = (low, high) if claim.side == MORE else (-high, -low)
+    limit = claim.limit * claim.side
+    if near > limit:
+        return "**shows**"
+    return "the contrary shows" if far < limit else "does not show"
+
+
+def _difference(difference: Mapping[str, float | None], metric: str) -> str:
+    low, high = (
+        None if one is None else number(one, metric, "+").replace(" %", "") for one in (difference["low"], difference["high"])
+    )
+    mean = difference["mean"]
+    assert mean is not None
+    return number(mean, metric, "+") + ("" if low is None else f" [{low}, {high}]")

@@ -1,0 +1,124 @@
+"""Part c. DNG: is a class absent, are the others as frequent as before, and does the guidance switch itself off?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from negengine import DynamicNegativeGuidance, NegativePrompting, SafeLatentDiffusion
+from negengine.diffusers.report import DngReport, Report
+from negengine.evaluate.draw import Variant
+from negengine.evaluate.groups import Drawn
+from negengine.models.people.attributes import STYLES
+
+from .avoiding import PROMPTS, away, forbidden, removal_rows, with_style
+from .job import ANCESTRAL, Job, Size, Studio
+from .numbers import Reading
+
+TITLE = "DNG: a style that is to be absent"
+WATCHED = ("related", "unrelated")  # jobs whose reports are needed, too
+MODEL = "people-sdxl"
+DNG = DynamicNegativeGuidance(prompt="", prior=0.1, tau=0.125)
+CONSTANT, DYNAMIC = (0.25, 0.5, 1.0, 2.0), (2.0, 5.0, 10.0, 20.0)
+SAFE = ("weak", "medium", "strong", "max")
+STEPS_OF_THE_PRESETS = 50  # for which SLD's warm-ups are made
+
+
+def jobs(size: Size) -> list[Job]:
+    variants = (Variant(name="without"), *_constant(), *_dynamic(), *_safe())
+    cost = {variant.name: 1.5 for variant in variants[1:]}
+    prompts = size.of(PROMPTS)
+    watch = Variant(name="watched", of_prompts=away(lambda texts: [dataclasses.replace(DNG, scale=0.0, prompt=texts)]))
+    guide = Variant(name="guided", of_prompts=away(lambda texts: [dataclasses.replace(DNG, scale=10.0, prompt=texts)]))
+    one_seed = dataclasses.replace(size, seeds=size.seeds[:1])
+    related = Job(name="related", model=MODEL, prompts=prompts, variants=(watch, guide), size=one_seed, scheduler=ANCESTRAL,
+                  rows={"watched": 1.5, "guided": 1.5})  # fmt: skip
+    others = tuple(with_style(prompt, STYLES[(STYLES.index(forbidden(prompt)) + 1) % len(STYLES)]) for prompt in prompts)
+    return [
+        Job(name="removal", model=MODEL, prompts=prompts, variants=variants, size=size, scheduler=ANCESTRAL, rows=cost),
+        related,
+        dataclasses.replace(related, name="unrelated", prompts=others),
+    ]
+
+
+def _constant() -> list[Variant]:
+    def at(scale: float) -> Variant:
+        of_prompts = away(lambda texts: [NegativePrompting(prompt=texts, scale=scale)])
+        return Variant(name=f"negative prompting {scale:g}", of_prompts=of_prompts)
+
+    return [at(scale) for scale in CONSTANT]
+
+
+def _dynamic() -> list[Variant]:
+    def at(scale: float) -> Variant:
+        return Variant(name=f"DNG {scale:g}", of_prompts=away(lambda texts: [dataclasses.replace(DNG, prompt=texts, scale=scale)]))
+
+    return [at(scale) for scale in DYNAMIC]
+
+
+def _safe() -> list[Variant]:
+    """The paper's four presets, their warm-ups for half the number of steps."""
+
+    def of(preset: str) -> Variant:
+        def methods(texts: tuple[str, ...]) -> list[SafeLatentDiffusion]:
+            usual = SafeLatentDiffusion.preset(preset, prompt=texts)
+            return [dataclasses.replace(usual, warmup=usual.warmup * 25 // STEPS_OF_THE_PRESETS)]
+
+        return Variant(name=f"SLD {preset}", of_prompts=away(methods))
+
+    return [of(preset) for preset in SAFE]
+
+
+class Posterior:
+    """Collects DNG's estimate, ``[steps + 1, images]`` for each variant."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[Tensor]] = {}
+
+    def __call__(self, variant: str, reports: Sequence[Report]) -> None:
+        (report,) = reports
+        assert isinstance(report, DngReport)
+        self._found.setdefault(variant, []).append(torch.tensor(report.p))
+
+    def of(self, variant: str) -> Tensor:
+        return torch.cat(self._found[variant], 1)
+
+
+def traces(studio: Studio, found: Sequence[Job], drawn: Any) -> dict[str, Any]:
+    """Quantiles of the estimate over the steps: of the images that show what is to be avoided without guidance, and of the rest."""
+    told: dict[str, Any] = {}
+    for job in found:
+        collected = Posterior()
+        pictures = studio.draw(job, drawn, collected)
+        for one in pictures:
+            reading = Reading([pictures[0]])
+            wrong = torch.tensor([STYLES.index(forbidden(str(group.prompt))) for group in one.groups for _ in group.images])
+            member = reading.labels[pictures[0].name][:, 3] == wrong
+            told[f"{job.name}, {one.name}"] = quantiles(collected.of(one.name), member)
+    return told
+
+
+def quantiles(posterior: Tensor, member: Tensor) -> dict[str, Any]:
+    groups = {"show it": posterior[:, member], "do not": posterior[:, ~member]}
+    levels = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+    return {
+        name: {"images": group.shape[1]}
+        | {level: torch.quantile(group.double(), at, dim=1).tolist() for level, at in levels.items()}
+        for name, group in groups.items()
+        if group.shape[1]
+    }
+
+
+def numbers(job: Job, drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
+    return removal_rows(drawn)
+
+
+def measure(studio: Studio, jobs: Sequence[Job], told: dict[str, Any], drawn: Callable[[int], object]) -> None:
+    """Draw, and add the rows and the traces of the posterior to ``told``."""
+    job, *watched = jobs
+    told["rows"] += [row | {"job": job.name} for row in numbers(job, studio.draw(job, drawn))]
+    told["posterior"] = traces(studio, watched, drawn)
