@@ -104,7 +104,7 @@ def test_demo_writes_picture_table_and_numbers(tmp_path):
     assert len(set(page.convert("L").tobytes())) > 20
 
 
-@pytest.mark.parametrize("model", ["people-flux", "people-sdxl"])
+@pytest.mark.parametrize("model", [name for name in models.NAMES if name.startswith("people-")])
 def test_the_demo_of_people_keeps_away_from_a_picture_and_counts_looks(tmp_path, monkeypatch, model):
     monkeypatch.setitem(presets.PRESETS, model, dataclasses.replace(models.preset(model), steps=2))
     monkeypatch.setattr(demonstration, "CHARACTER_GROUPS", 1)
