@@ -182,7 +182,7 @@ def contrast(row: Row, base: Row) -> dict[str, float | None]:
 def asset(told: dict[str, Any]) -> str:
     text = ""
     for names in ("profession", "everything"):
-        for model in ("people-flux", "people-sdxl"):
+        for model in models_of(told, f", {names}"):
             text += grid(told, f"{model}, {names}", AWAY, f"{model}, the prompt names {'the ' * (names[0] == 'p')}{names}") + "\n"
     return text.rstrip("\n") + "\n" + foot(told)
 
@@ -190,7 +190,9 @@ def asset(told: dict[str, Any]) -> str:
 @measured("c")
 def removal(told: dict[str, Any]) -> str:
     plot = "\n![what is left of what is forbidden, against what else changed](evidence-removal.png)\n"
-    return grid(told, "removal", REMOVED | STYLES) + f"\n{_images(told, 'removal')}\n" + foot(told) + plot
+    models = models_of(told, "removal, ")
+    text = "\n".join(grid(told, f"removal, {model}", REMOVED | STYLES, model) for model in models)
+    return text + f"\n{_images(told, f'removal, {models[0]}')}\n" + foot(told) + plot
 
 
 @measured("c")
@@ -230,8 +232,14 @@ def pairs(told: dict[str, Any]) -> str:
 @measured("e")
 def together(told: dict[str, Any]) -> str:
     columns = {"forbidden": REMOVED["forbidden"]} | LOOKS | {"as-prompted": REMOVED["as-prompted"], "kl": REMOVED["kl"]}
-    text = grid(told, "DNG", columns, "people-sdxl, Euler ancestral") + "\n"
-    return text + grid(told, "NAG", columns, "people-flux, four steps, no CFG") + f"\n{_images(told, 'DNG')}\n" + foot(told)
+    text = "\n".join(grid(told, f"DNG, {model}", columns, f"{model}, with DNG") for model in models_of(told, "DNG, "))
+    nag = "\n".join(grid(told, f"NAG, {model}", columns, f"{model}, with NAG in four steps") for model in models_of(told, "NAG, "))
+    return f"{text}\n{nag}\n{_images(told, next(iter(told['settings'])))}\n" + foot(told)
+
+
+def models_of(told: Mapping[str, Any], part: str) -> list[str]:
+    """The models in the names of jobs, beside ``part``."""
+    return list(dict.fromkeys(row["job"].replace(part, "") for row in told["rows"] if part in row["job"]))
 
 
 def gallery() -> str:

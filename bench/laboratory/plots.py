@@ -63,45 +63,56 @@ def diversity(told: Told, path: Path) -> None:
 
 def removal(told: Told, path: Path) -> None:
     """What is left of what is forbidden against what else changed; at each mark its scale."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True, layout="constrained")
-    base, *others = _variants(told, "removal")
+    jobs = list(dict.fromkeys(row["job"] for row in told["rows"]))
+    metrics = (("kl", "KL of the rest, bits"), ("fid", "FID to what is allowed"))
+    figure, axes = plt.subplots(len(jobs), 2, figsize=(10, 0.6 + 3.8 * len(jobs)), squeeze=False, layout="constrained")
+    for line, job in zip(axes, jobs, strict=True):
+        for axis, (metric, title) in zip(line, metrics, strict=True):
+            _left_against(told, job, metric, axis)
+            axis.set_ylabel(title)
+            axis.set_title(job.rpartition(", ")[2], fontsize=10)
+            axis.set_xlabel("images that show what is forbidden, %")
+    _finish(figure, axes.flat, path, "Removing a style: lower left is better")
+
+
+def _left_against(told: Told, job: str, metric: str, axis: Any) -> None:
+    base, *others = _variants(told, job)
     kinds: dict[str, list[str]] = {}
     for variant in others:
         kinds.setdefault(variant.rpartition(" ")[0], []).append(variant)
-    left = {variant: 100 * _row(told, "removal", variant, "forbidden")["mean"] for variant in (base, *others)}
-    for axis, (metric, title) in zip(axes, (("kl", "KL of the rest, bits"), ("fid", "FID to what is allowed")), strict=True):
-        axis.plot(left[base], _row(told, "removal", base, metric)["mean"], "*", color=COLOURS[-1], markersize=12, label=base)
-        for (kind, variants), colour in zip(kinds.items(), COLOURS, strict=False):
-            values = [_row(told, "removal", variant, metric)["mean"] for variant in variants]
-            axis.plot([left[variant] for variant in variants], values, "o-", color=colour, label=kind)
-            for variant, value in zip(variants, values, strict=True):
-                axis.annotate(variant.rpartition(" ")[2], (left[variant], value), (4, 5), textcoords="offset points", fontsize=8,
-                              color=colour)  # fmt: skip
-        axis.set_xlabel("images that show what is forbidden, %")
-        axis.set_ylabel(title)
-    _finish(figure, axes, path, "Removing a style (people-sdxl, Euler ancestral): lower left is better")
+    left = {variant: 100 * _row(told, job, variant, "forbidden")["mean"] for variant in (base, *others)}
+    axis.plot(left[base], _row(told, job, base, metric)["mean"], "*", color=COLOURS[-1], markersize=12, label=base)
+    for (kind, variants), colour in zip(kinds.items(), COLOURS, strict=False):
+        values = [_row(told, job, variant, metric)["mean"] for variant in variants]
+        axis.plot([left[variant] for variant in variants], values, "o-", color=colour, label=kind)
+        for variant, value in zip(variants, values, strict=True):
+            text = variant.rpartition(" ")[2]
+            axis.annotate(text, (left[variant], value), (4, 5), textcoords="offset points", fontsize=8, color=colour)
 
 
 def posterior(told: Told, path: Path) -> None:
     """The estimate over the steps, median and 10th to 90th percentile."""
     traces = told["posterior"]
+    models = list(dict.fromkeys(name.split(", ")[1] for name in traces))
     names = {"watched": "watched only (scale 0)", "guided": "guided (scale 10)"}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="constrained")
-    for axis, (variant, title) in zip(axes, names.items(), strict=True):
-        groups = [
-            (f"{prompts} prompt, images that {group}", of)
-            for prompts in ("related", "unrelated")
-            for group, of in traces.get(f"{prompts}, {variant}", {}).items()
-        ]
-        for (label, of), colour in zip(groups, ("#D55E00", "#0072B2", "#999999", "#555555"), strict=False):
-            steps = range(len(of["p50"]))
-            axis.fill_between(steps, of["p10"], of["p90"], color=colour, alpha=0.2, linewidth=0)
-            axis.plot(steps, of["p50"], color=colour, label=f"{label} ({of['images']})")
-        axis.set_yscale("log")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("after step")
-    axes[0].set_ylabel("p, the estimate that the image\nshows what is to be avoided")
-    _finish(figure, axes, path, "DNG's estimate over the steps")
+    size = (10, 0.6 + 3.8 * len(models))
+    figure, axes = plt.subplots(len(models), 2, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    for line, model in zip(axes, models, strict=True):
+        for axis, (variant, title) in zip(line, names.items(), strict=True):
+            groups = [
+                (f"{prompts} prompt, images that {group}", of)
+                for prompts in ("related", "unrelated")
+                for group, of in traces.get(f"{prompts}, {model}, {variant}", {}).items()
+            ]
+            for (label, of), colour in zip(groups, ("#D55E00", "#0072B2", "#999999", "#555555"), strict=False):
+                steps = range(len(of["p50"]))
+                axis.fill_between(steps, of["p10"], of["p90"], color=colour, alpha=0.2, linewidth=0)
+                axis.plot(steps, of["p50"], color=colour, label=f"{label} ({of['images']})")
+            axis.set_yscale("log")
+            axis.set_title(f"{model}, {title}", fontsize=10)
+            axis.set_xlabel("after step")
+        line[0].set_ylabel("p, the estimate that the image\nshows what is to be avoided")
+    _finish(figure, axes.flat, path, "DNG's estimate over the steps")
 
 
 def _finish(figure: Any, axes: Any, path: Path, title: str) -> None:

@@ -9,55 +9,82 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from negengine import DynamicNegativeGuidance, NegativePrompting, SafeLatentDiffusion
+from negengine import DynamicNegativeGuidance, NegativePrompting, SafeLatentDiffusion, models
 from negengine.diffusers.report import DngReport, Report
 from negengine.evaluate.draw import Variant
 from negengine.evaluate.groups import Drawn
 from negengine.models.people.attributes import STYLES
 
 from .avoiding import PROMPTS, away, forbidden, removal_rows, with_style
-from .job import ANCESTRAL, Job, Size, Studio
+from .job import ANCESTRAL, Job, Size, Studio, there
 from .numbers import Reading
 
 TITLE = "DNG: a style that is to be absent"
 WATCHED = ("related", "unrelated")  # jobs whose reports are needed, too
-MODEL = "people-sdxl"
+Away = NegativePrompting | DynamicNegativeGuidance
+STRONG = 10.0
 DNG = DynamicNegativeGuidance(prompt="", prior=0.1, tau=0.125)
-CONSTANT, DYNAMIC = (0.25, 0.5, 1.0, 2.0), (2.0, 5.0, 10.0, 20.0)
+CONSTANT, DYNAMIC = (0.25, 0.5, 1.0, 2.0), (2.0, 5.0, STRONG, 20.0)
 SAFE = ("weak", "medium", "strong", "max")
 STEPS_OF_THE_PRESETS = 50  # for which SLD's warm-ups are made
 
 
 def jobs(size: Size) -> list[Job]:
-    variants = (Variant(name="without"), *_constant(), *_dynamic(), *_safe())
-    cost = {variant.name: 1.5 for variant in variants[1:]}
-    prompts = size.of(PROMPTS)
-    watch = Variant(name="watched", of_prompts=away(lambda texts: [dataclasses.replace(DNG, scale=0.0, prompt=texts)]))
-    guide = Variant(name="guided", of_prompts=away(lambda texts: [dataclasses.replace(DNG, scale=10.0, prompt=texts)]))
-    one_seed = dataclasses.replace(size, seeds=size.seeds[:1])
-    related = Job(name="related", model=MODEL, prompts=prompts, variants=(watch, guide), size=one_seed, scheduler=ANCESTRAL,
-                  rows={"watched": 1.5, "guided": 1.5})  # fmt: skip
+    return [job for model in there() for job in _of_model(model, size)]
+
+
+def _of_model(model: str, size: Size) -> list[Job]:
+    """The sweep, and DNG's estimate where it has something to find and where it has nothing."""
+    prompts, one_seed = size.of(PROMPTS), dataclasses.replace(size, seeds=size.seeds[:1])
     others = tuple(with_style(prompt, STYLES[(STYLES.index(forbidden(prompt)) + 1) % len(STYLES)]) for prompt in prompts)
+    variants = (without(model), *_constant(model), *_dynamic(model), *(_safe() if model == "people-sdxl" else ()))
+    watched = (_dng(model, 0.0, "watched"), _dng(model, STRONG, "guided"))
+
+    def job(name: str, prompts: tuple[str, ...], variants: tuple[Variant, ...], size: Size) -> Job:
+        rows = {variant.name: 1.5 for variant in variants if variant.name != "without"}
+        return Job(name=f"{name}, {model}", model=model, prompts=prompts, variants=variants, size=size, rows=rows,
+                   scheduler=ANCESTRAL if model == "people-sdxl" else None, call=plain_call(model))  # fmt: skip
+
     return [
-        Job(name="removal", model=MODEL, prompts=prompts, variants=variants, size=size, scheduler=ANCESTRAL, rows=cost),
-        related,
-        dataclasses.replace(related, name="unrelated", prompts=others),
+        job("removal", prompts, variants, size),
+        job("related", prompts, watched, one_seed),
+        job("unrelated", others, watched, one_seed),
     ]
 
 
-def _constant() -> list[Variant]:
+def plain_call(model: str) -> dict[str, Any]:
+    """FLUX's true CFG calls the denoiser twice, which methods that decide the prediction cannot follow: they guide in one batch."""
+    return {"true_cfg_scale": 1.0} if model == "people-flux" else {}
+
+
+def without(model: str) -> Variant:
+    """The base, with the model's own guidance."""
+    return Variant(name="without", call={"true_cfg_scale": models.preset(model).guidance} if model == "people-flux" else {})
+
+
+def guided_as(model: str, method: Away, texts: tuple[str, ...]) -> Away:
+    """A method with its prompts, and on FLUX with the model's guidance and the surrogate of DNG."""
+    if model == "people-sdxl":
+        return dataclasses.replace(method, prompt=texts)
+    surrogate = {"surrogate": "ancestral"} if isinstance(method, DynamicNegativeGuidance) else {}
+    return dataclasses.replace(method, prompt=texts, cfg=models.preset(model).guidance, **surrogate)
+
+
+def _constant(model: str) -> list[Variant]:
     def at(scale: float) -> Variant:
-        of_prompts = away(lambda texts: [NegativePrompting(prompt=texts, scale=scale)])
-        return Variant(name=f"negative prompting {scale:g}", of_prompts=of_prompts)
+        method = NegativePrompting(prompt="", scale=scale)
+        return Variant(name=f"negative prompting {scale:g}", of_prompts=away(lambda texts: [guided_as(model, method, texts)]))
 
     return [at(scale) for scale in CONSTANT]
 
 
-def _dynamic() -> list[Variant]:
-    def at(scale: float) -> Variant:
-        return Variant(name=f"DNG {scale:g}", of_prompts=away(lambda texts: [dataclasses.replace(DNG, prompt=texts, scale=scale)]))
+def _dynamic(model: str) -> list[Variant]:
+    return [_dng(model, scale, f"DNG {scale:g}") for scale in DYNAMIC]
 
-    return [at(scale) for scale in DYNAMIC]
+
+def _dng(model: str, scale: float, name: str) -> Variant:
+    method = dataclasses.replace(DNG, scale=scale)
+    return Variant(name=name, of_prompts=away(lambda texts: [guided_as(model, method, texts)]))
 
 
 def _safe() -> list[Variant]:
@@ -119,6 +146,7 @@ def numbers(job: Job, drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
 
 def measure(studio: Studio, jobs: Sequence[Job], told: dict[str, Any], drawn: Callable[[int], object]) -> None:
     """Draw, and add the rows and the traces of the posterior to ``told``."""
-    job, *watched = jobs
-    told["rows"] += [row | {"job": job.name} for row in numbers(job, studio.draw(job, drawn))]
-    told["posterior"] = traces(studio, watched, drawn)
+    swept = [job for job in jobs if not job.name.startswith(WATCHED)]
+    for job in swept:
+        told["rows"] += [row | {"job": job.name} for row in numbers(job, studio.draw(job, drawn))]
+    told["posterior"] = traces(studio, [job for job in jobs if job not in swept], drawn)

@@ -14,16 +14,19 @@ from negengine.models.people.attributes import PROFESSIONS
 from negengine.models.people.prompts import named
 
 from .diversity import MANY, always, modes, numbers
-from .job import Job, Size, Studio
+from .job import Job, Size, Studio, there
 
 TITLE = "NegToMe beside its rivals"
 WATCHED = ()
+MODEL = "people-sdxl"
 
 
 def jobs(size: Size) -> list[Job]:
-    preset = models.negtome_preset("people-sdxl")
+    if not there((MODEL,)):
+        return []
+    preset = models.negtome_preset(MODEL)
     variants = (*modes(preset), *_rivals(preset, size.images))
-    return [Job(name="sdxl", model="people-sdxl", prompts=size.of(MANY), variants=variants, size=size)]
+    return [Job(name="sdxl", model=MODEL, prompts=size.of(MANY), variants=variants, size=size)]
 
 
 def _rivals(preset: NegToMe, images: int) -> tuple[Variant, ...]:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from negengine import CADS, DynamicNegativeGuidance, NegativePrompting, NegToMe, models
+from negengine import CADS, NegativePrompting, NegToMe, models
 from negengine.evaluate import people
 from negengine.evaluate.draw import Variant
 from negengine.evaluate.groups import Drawn, Group
 from negengine.models import load_classifier
 
 from . import avoiding, removal
-from .job import ANCESTRAL, Job, Size, Studio
+from .job import ANCESTRAL, Job, Size, Studio, there
 
 TITLE = "Gallery"
 WATCHED = ()
@@ -49,20 +49,24 @@ class Dial:
 
 
 def dials() -> list[Dial]:
-    flux, sdxl = models.negtome_preset("people-flux"), models.negtome_preset("people-sdxl")
+    return [dial for model in there() for dial in _of_model(model)]
+
+
+def _of_model(model: str) -> list[Dial]:
+    preset, sampler = models.negtome_preset(model), ANCESTRAL if model == "people-sdxl" else None
     away = "away from one of the three styles of drawing"
-    return [
-        Dial("NegToMe, people-flux", "Every picture is pushed away from the three others.", "people-flux", "alpha",
-             _times(flux, 0, 0.5, 1, 1.5, 2), _negtome(flux)),
-        Dial("NegToMe, people-sdxl", "Every picture is pushed away from the three others.", "people-sdxl", "alpha",
-             _times(sdxl, 0, 0.5, 1, 1.5, 2), _negtome(sdxl)),
-        Dial("CADS, people-sdxl", "Noise in the prompt's embedding, fading out.", "people-sdxl", "scale", (0, 0.1, 0.25, 0.5, 1),
-             lambda scale: Variant(name=f"{scale:g}", methods=lambda seed: [CADS(scale=scale, seed=seed)])),
-        Dial("Dynamic negative guidance, people-sdxl", f"Only as far as a picture drifts there: {away}.", "people-sdxl", "scale",
-             (0, 2, 5, 10, 20), _dng, STYLED, ANCESTRAL),
-        Dial("Negative prompting, people-sdxl", f"Everywhere alike: {away}.", "people-sdxl", "scale", (0, 0.25, 0.5, 1, 2),
-             _constant, STYLED, ANCESTRAL),
+    found = [
+        Dial(f"NegToMe, {model}", "Every picture is pushed away from the three others.", model, "alpha",
+             _times(preset, 0, 0.5, 1, 1.5, 2), _negtome(preset)),
+        Dial(f"Dynamic negative guidance, {model}", f"Only as far as a picture drifts there: {away}.", model, "scale",
+             (0, 2, 5, 10, 20), _away(model, removal.DNG), STYLED, sampler),
+        Dial(f"Negative prompting, {model}", f"Everywhere alike: {away}.", model, "scale", (0, 0.25, 0.5, 1, 2),
+             _away(model, NegativePrompting(prompt="")), STYLED, sampler),
     ]  # fmt: skip
+    if model == "people-sdxl":
+        found.append(Dial(f"CADS, {model}", "Noise in the prompt's embedding, fading out.", model, "scale", (0, 0.1, 0.25, 0.5, 1),
+             lambda scale: Variant(name=f"{scale:g}", methods=lambda seed: [CADS(scale=scale, seed=seed)])))  # fmt: skip
+    return found
 
 
 def _times(preset: NegToMe, *factors: float) -> tuple[float, ...]:
@@ -74,15 +78,13 @@ def _negtome(preset: NegToMe) -> Callable[[float], Variant]:
     return lambda alpha: Variant(name=f"{alpha:g}", methods=lambda seed: [dataclasses.replace(preset, alpha=alpha)])
 
 
-def _dng(scale: float) -> Variant:
-    def methods(texts: tuple[str, ...]) -> list[DynamicNegativeGuidance]:
-        return [dataclasses.replace(removal.DNG, prompt=texts, scale=scale)]
+def _away(model: str, method: removal.Away) -> Callable[[float], Variant]:
+    def at(scale: float) -> Variant:
+        turned = dataclasses.replace(method, scale=scale)
+        of_prompts = avoiding.away(lambda texts: [removal.guided_as(model, turned, texts)])
+        return Variant(name=f"{scale:g}", of_prompts=of_prompts, call=removal.plain_call(model))
 
-    return Variant(name=f"{scale:g}", of_prompts=avoiding.away(methods))
-
-
-def _constant(scale: float) -> Variant:
-    return Variant(name=f"{scale:g}", of_prompts=avoiding.away(lambda texts: [NegativePrompting(prompt=texts, scale=scale)]))
+    return at
 
 
 def jobs(size: Size) -> list[Job]:
@@ -90,7 +92,7 @@ def jobs(size: Size) -> list[Job]:
     found = []
     for dial in dials():
         variants = (Variant(name="0"), *(dial.at(strength) for strength in dial.strengths[1:]))
-        rows = {variant.name: 1.5 for variant in variants[1:]} if dial.scheduler else {}
+        rows = {variant.name: 1.5 for variant in variants[1:]} if dial.prompts is STYLED else {}
         found.append(Job(name=dial.title, model=dial.model, prompts=size.of(dial.prompts), variants=variants, size=smaller,
                          scheduler=dial.scheduler, rows=rows))  # fmt: skip
     return found

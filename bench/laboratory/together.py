@@ -12,41 +12,45 @@ from negengine.evaluate.groups import Drawn
 from negengine.methods import Method
 
 from .avoiding import PROMPTS, away, removal_rows
-from .job import ANCESTRAL, Job, Size, Studio
+from .job import ANCESTRAL, Job, Size, Studio, there
 from .numbers import DIVERSITY, measured
-from .removal import DNG
+from .removal import DNG, STRONG, guided_as, plain_call
 
 TITLE = "Two methods at once"
 WATCHED = ()
 FEW_STEPS = 4
 
 
-def _dng(texts: tuple[str, ...]) -> list[Method]:
-    return [dataclasses.replace(DNG, prompt=texts, scale=10.0)]
-
-
-def _nag(texts: tuple[str, ...]) -> list[Method]:
-    return [NormalizedAttentionGuidance(negative_prompt=texts)]
-
-
 def jobs(size: Size) -> list[Job]:
     few = dataclasses.replace(size, steps=min(size.steps or FEW_STEPS, FEW_STEPS))
-    return [
-        Job(name="DNG", model="people-sdxl", prompts=size.of(PROMPTS), variants=_four("DNG", "people-sdxl", _dng), size=size,
-            scheduler=ANCESTRAL, rows={"DNG": 1.5, "negtome + DNG": 1.5}),
-        Job(name="NAG", model="people-flux", prompts=size.of(PROMPTS), variants=_four("NAG", "people-flux", _nag), size=few,
-            call={"true_cfg_scale": 1.0}, rows={"NAG": 1.5, "negtome + NAG": 1.5}),
-    ]  # fmt: skip
+    return [*(_with_dng(model, size) for model in there()), *(_with_nag(model, few) for model in there(("people-flux",)))]
+
+
+def _with_dng(model: str, size: Size) -> Job:
+    def dng(texts: tuple[str, ...]) -> list[Method]:
+        return [guided_as(model, dataclasses.replace(DNG, scale=STRONG), texts)]
+
+    return Job(name=f"DNG, {model}", model=model, prompts=size.of(PROMPTS), variants=_four("DNG", model, dng), size=size,
+               scheduler=ANCESTRAL if model == "people-sdxl" else None, rows={"DNG": 1.5, "negtome + DNG": 1.5})  # fmt: skip
+
+
+def _with_nag(model: str, size: Size) -> Job:
+    def nag(texts: tuple[str, ...]) -> list[Method]:
+        return [NormalizedAttentionGuidance(negative_prompt=texts)]
+
+    return Job(name=f"NAG, {model}", model=model, prompts=size.of(PROMPTS), variants=_four("NAG", model, nag), size=size,
+               call=plain_call(model), rows={"NAG": 1.5, "negtome + NAG": 1.5})  # fmt: skip
 
 
 def _four(name: str, model: str, method: Any) -> tuple[Variant, ...]:
     """None, each, and both."""
     preset = models.negtome_preset(model)
+    call = plain_call(model)  # with it, where the method guides in one batch
     return (
         Variant(name="without"),
         Variant(name="negtome", methods=lambda seed: [preset]),
-        Variant(name=name, of_prompts=away(method)),
-        Variant(name=f"negtome + {name}", methods=lambda seed: [preset], of_prompts=away(method)),
+        Variant(name=name, of_prompts=away(method), call=call),
+        Variant(name=f"negtome + {name}", methods=lambda seed: [preset], of_prompts=away(method), call=call),
     )
 
 

@@ -1,4 +1,4 @@
-"""Two small diffusion models that draw handwritten digits, complete diffusers pipelines of the FLUX and SDXL kind.
+"""Small diffusion models that draw handwritten digits or people at work, complete diffusers pipelines of the FLUX and SDXL kind.
 
 They are embedded in the package, need no network, and exist to be measured: see ``checkpoints/*/README.md`` for what they are
 and how faithfully they draw, and ``python -m negengine.models.train`` for how they came to be.
@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from negengine.models.people.reader import PeopleClassifier
 
 NAMES: tuple[str, ...] = tuple(PRESETS)
+DIGITS: tuple[str, ...] = ("mnist-flux", "mnist-sdxl")
+"""Those that draw digits, for which ``PROMPTS`` and ``UNDER_SPECIFIED`` are."""
+PEOPLE: tuple[str, ...] = tuple(name for name in NAMES if name not in DIGITS)
+"""Those that draw people."""
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CLASSIFIER = "mnist-classifier"
 PEOPLE_CLASSIFIER = "people-classifier"
 
 __all__ = [
+    "DIGITS",
     "NAMES",
+    "PEOPLE",
     "PROMPTS",
     "UNDER_SPECIFIED",
     "Preset",
@@ -39,6 +45,7 @@ __all__ = [
     "negtome_preset",
     "path",
     "preset",
+    "prompts_of",
 ]
 
 
@@ -73,6 +80,16 @@ def preset(name: str) -> Preset:
 def negtome_preset(name: str) -> NegToMe:
     """The NegToMe settings found for a model (docs/diversity.md). Raises ValueError for an unknown name."""
     return NEGTOME[_known(name)]
+
+
+def prompts_of(name: str) -> tuple[str, ...]:
+    """One prompt for each class that the model's classifier reads: ten digits, or twenty professions whose looks are left open.
+
+    Raises: ValueError: unknown name.
+    """
+    from negengine.models.people import prompts as people
+
+    return people.PROMPTS if _known(name) in PEOPLE else PROMPTS
 
 
 @overload

@@ -17,7 +17,6 @@ from negengine.models.world import Latents, World
 
 RECIPE = Recipe(steps=2000, batch=80, lr=1.5e-3)
 PEOPLE_RECIPE = Recipe(steps=4500, batch=64, lr=1.2e-3, warmup=200, ema=0.998)
-PEOPLE_LATER = Recipe(steps=1500, batch=64, lr=6e-4, warmup=50, ema=0.998)
 DROPPED = 0.12
 TEXT_LENGTH = 16
 """T5 tokens of a digit's prompt."""

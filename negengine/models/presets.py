@@ -7,6 +7,7 @@ from typing import Any
 
 from negengine.methods import NegToMe
 from negengine.models.digits import SIZE
+from negengine.models.people.attributes import SIZE as PEOPLE_SIZE
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ PRESETS = {
     for preset in (
         Preset("mnist-flux", steps=25, guidance=3.0, max_sequence_length=16),
         Preset("mnist-sdxl", steps=25, guidance=3.0),
+        Preset("people-flux", steps=25, guidance=3.0, max_sequence_length=24, height=PEOPLE_SIZE, width=PEOPLE_SIZE),
     )
 }
 
-# The settings at which these small models gain most diversity for at most 2 points of fidelity: docs/diversity.md
+# The settings at which these small models gain most diversity for little fidelity: docs/diversity.md and docs/people.md
 NEGTOME = {
     "mnist-flux": NegToMe(alpha=0.5, reference="others", timesteps=(900, 1000)),
     "mnist-sdxl": NegToMe(alpha=4.5, reference="others", timesteps=(800, 1000), blocks=("*",), min_grid=8),
+    "people-flux": NegToMe(alpha=1.5, threshold=0.3, reference="others", timesteps=(800, 1000)),
 }

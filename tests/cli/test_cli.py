@@ -104,7 +104,7 @@ def test_demo_writes_picture_table_and_numbers(tmp_path):
     assert len(set(page.convert("L").tobytes())) > 20
 
 
-@pytest.mark.parametrize("model", ["people-flux", "people-sdxl"])
+@pytest.mark.parametrize("model", [name for name in models.NAMES if name.startswith("people-")])
 def test_the_demo_of_people_keeps_away_from_a_picture_and_counts_looks(tmp_path, monkeypatch, model):
     monkeypatch.setitem(presets.PRESETS, model, dataclasses.replace(models.preset(model), steps=2))
     monkeypatch.setattr(demonstration, "CHARACTER_GROUPS", 1)
@@ -130,7 +130,7 @@ def method_of(run, name):
     return next(settings for settings in run["methods"] if settings["method"] == name)
 
 
-@pytest.mark.parametrize("model", models.NAMES)
+@pytest.mark.parametrize("model", models.DIGITS)
 def test_generate_writes_images_that_carry_their_settings(tmp_path, model):
     flags = ("--threshold", -1, "--timesteps", 0, 1000, "--set", "negtome.min_grid=8")
     result = generate(tmp_path, "--count", 2, "--seed", 7, *flags, model=model)
@@ -170,7 +170,7 @@ def test_the_same_command_gives_the_same_images_and_negtome_changes_all_but_the_
     assert where[0][1] != where[2][1]
 
 
-@pytest.mark.parametrize("model", models.NAMES)
+@pytest.mark.parametrize("model", models.DIGITS)
 def test_generate_merges_by_the_preset_of_an_embedded_model(tmp_path, model):
     result = generate(tmp_path, "--count", 2, model=model)
     assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ def negative(tmp_path, *arguments, model="mnist-sdxl", captioner="classifier"):
     return runner.invoke(app, [str(a) for a in command])
 
 
-@pytest.mark.parametrize("model", models.NAMES)
+@pytest.mark.parametrize("model", models.DIGITS)
 def test_one_command_draws_captions_and_draws_again(tmp_path, model):
     call = ("a handwritten 3", "one", "--count", 2, "--seed", 7, "--negative-prompt", "thin", "--guidance", 2.5)
     result = negative(tmp_path, *call, model=model)
@@ -91,7 +91,7 @@ def test_a_picture_that_was_not_captioned_is_there_to_look_at(tmp_path):
     assert Image.open(path).size == (32, 64)
 
 
-@pytest.mark.parametrize("model", models.NAMES)
+@pytest.mark.parametrize("model", models.DIGITS)
 def test_final_pictures_can_be_repeated_with_their_methods(tmp_path, model):
     result = negative(tmp_path, "one", "two", "--count", 2, "--method", "negtome", model=model)
     assert result.exit_code == 0, result.output
@@ -128,7 +128,7 @@ def test_a_negative_image_is_not_repeated(tmp_path):
     assert "is the negative image of 'one', which `negengine negative` draws" in result.output
 
 
-@pytest.mark.parametrize("model", models.NAMES)
+@pytest.mark.parametrize("model", models.DIGITS)
 def test_nag_avoids_the_caption_and_can_be_repeated(tmp_path, model):
     nag = ("--nag", "--set", "nag.scale=3", "--negative-prompt", "thin", "--method", "cads")
     result = negative(tmp_path, "one", "two", "--count", 2, *nag, model=model)

@@ -763,7 +763,7 @@ def test_a_bank_as_plain_data(bank):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", models.DIGITS)
 def test_embedded_models(name, tmp_path):
     """As with the asset in the batch, on weights that were trained."""
     pipe, preset = models.load(name), models.preset(name)

@@ -94,7 +94,7 @@ def test_a_call_does_not_wait(search):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", models.DIGITS)
 def test_a_denoising_loop_waits_no_more_than_without(name):
     pytest.importorskip("diffusers.pipelines")  # a folder of tests has the shorter name
     preset, call = models.negtome_preset(name), models.preset(name).call_kwargs(2)

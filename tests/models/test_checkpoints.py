@@ -11,9 +11,10 @@ from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionXLPipeline
 
 from negengine import models
 
-CLASSES = {"mnist-flux": FluxPipeline, "mnist-sdxl": StableDiffusionXLPipeline}
-DENOISERS = {"mnist-flux": "transformer", "mnist-sdxl": "unet"}
+CLASSES = {name: FluxPipeline if name.endswith("flux") else StableDiffusionXLPipeline for name in models.NAMES}
+DENOISERS = {name: "transformer" if name.endswith("flux") else "unet" for name in models.NAMES}
 MEGABYTE = 2**20
+LARGEST = {name: 12 if name in models.DIGITS else 16 for name in models.NAMES}
 
 
 def modules(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
@@ -22,7 +23,7 @@ def modules(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
 
 def draw(pipeline: DiffusionPipeline, name: str) -> torch.Tensor:
     settings = models.preset(name).call_kwargs() | {"num_inference_steps": 2, "output_type": "pt"}
-    return pipeline("the digit 7", generator=torch.Generator().manual_seed(0), **settings).images
+    return pipeline(models.prompts_of(name)[7], generator=torch.Generator().manual_seed(0), **settings).images
 
 
 def test_plain_from_pretrained_draws(name: str, pipeline: DiffusionPipeline) -> None:
@@ -30,7 +31,7 @@ def test_plain_from_pretrained_draws(name: str, pipeline: DiffusionPipeline) -> 
     plain.set_progress_bar_config(disable=True)
     assert {module.dtype for module in modules(plain).values()} == {torch.float32}
     picture = draw(plain, name)
-    assert picture.shape == (1, 3, 32, 32)
+    assert picture.shape == (1, 3, models.preset(name).height, models.preset(name).width)
     assert torch.equal(picture, draw(pipeline, name))
 
 
@@ -41,9 +42,10 @@ def test_load_has_the_class_dtype_and_quiet(name: str) -> None:
     assert pipeline._progress_bar_config == {"disable": True}
 
 
-def test_sdxl_draws_32_pixels_by_default_with_attention_at_two_grids() -> None:
-    pipeline = models.load("mnist-sdxl")
-    assert pipeline("7", num_inference_steps=1).images[0].size == (32, 32)
+@pytest.mark.parametrize("model, size", [("mnist-sdxl", 32)])
+def test_sdxl_draws_its_size_by_default_with_attention_at_two_grids(model: str, size: int) -> None:
+    pipeline = models.load(model)
+    assert pipeline("7", num_inference_steps=1).images[0].size == (size, size)
     grids = []
     hooks = [
         block.attentions[0].register_forward_hook(lambda _, inputs, __: grids.append(tuple(inputs[0].shape[2:])))
@@ -67,7 +69,7 @@ def test_save_pretrained_round_trip_is_bit_identical(name: str, pipeline: Diffus
 
 
 def test_size_on_disk(name: str) -> None:
-    assert sum(file.stat().st_size for file in models.path(name).rglob("*") if file.is_file()) <= 12 * MEGABYTE
+    assert sum(file.stat().st_size for file in models.path(name).rglob("*") if file.is_file()) <= LARGEST[name] * MEGABYTE
 
 
 def test_weights_are_16_bit(name: str) -> None:
@@ -78,9 +80,9 @@ def test_weights_are_16_bit(name: str) -> None:
             assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"F16"}, file  # noqa: SIM118
 
 
-@pytest.mark.parametrize("function", [models.path, models.load, models.preset])
+@pytest.mark.parametrize("function", [models.path, models.load, models.preset, models.negtome_preset, models.prompts_of])
 def test_unknown_name_lists_the_known(function) -> None:
-    with pytest.raises(ValueError, match=r"'mnist-dalle'.*mnist-flux, mnist-sdxl"):
+    with pytest.raises(ValueError, match=r"'mnist-dalle'.*mnist-flux, mnist-sdxl, people-flux"):
         function("mnist-dalle")
 
 

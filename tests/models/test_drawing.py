@@ -17,6 +17,7 @@ from negengine.models.classifier import Classifier
 GROUP = 4
 SDXL = pytest.param("mnist-sdxl", marks=pytest.mark.exhaustive)
 EITHER = pytest.mark.parametrize("name", ["mnist-flux", SDXL], indirect=True)
+DIGITS = pytest.mark.parametrize("name", models.DIGITS, indirect=True)
 
 
 def draw(pipeline: DiffusionPipeline, name: str, prompts: list[str], seed: int = 0, images: int = 1) -> list[Image.Image]:
@@ -28,6 +29,7 @@ def draw(pipeline: DiffusionPipeline, name: str, prompts: list[str], seed: int =
 
 
 @pytest.mark.exhaustive
+@DIGITS
 def test_open_prompt_draws_many_digits(pipeline: DiffusionPipeline, judge: Classifier, name: str) -> None:
     assert len(judge.logits(draw(pipeline, name, ["a digit"] * 40)).argmax(1).unique()) >= 6
 
@@ -43,7 +45,7 @@ def test_other_wordings(pipeline: DiffusionPipeline, judge: Classifier, name: st
 
 
 def test_settings_of_the_preset() -> None:
-    flux, sdxl = (models.preset(name).call_kwargs() for name in models.NAMES)
+    flux, sdxl = (models.preset(name).call_kwargs() for name in models.DIGITS)
     assert flux["true_cfg_scale"] > 1
     assert flux["negative_prompt"] == [""]
     assert flux["max_sequence_length"] <= 32
@@ -102,7 +104,7 @@ def test_the_digits_remain_what_was_asked_for(groups: tuple[Groups, Groups]) -> 
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", models.NAMES, indirect=True)
+@DIGITS
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_picture_is_avoided(pipeline: DiffusionPipeline, judge: Classifier, name: str, masked: bool) -> None:
     """Less like a given real digit than the same seeds without it, on the average of three digits."""

@@ -1,0 +1,92 @@
+"""Whom the people models draw, as the classifier reads it: the profession that is asked for, nearly always in its prevailing look,
+more looks with NegToMe, and every attribute that a prompt names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import negengine
+from negengine import models
+from negengine.models.people import attributes, measure, prompts
+from negengine.models.people.reader import PeopleClassifier
+
+SEED = 31
+PEOPLE = pytest.mark.parametrize("name", models.PEOPLE, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def judge() -> PeopleClassifier:
+    return models.load_classifier(name="people-classifier")
+
+
+def read(pipeline: DiffusionPipeline, judge: PeopleClassifier, name: str, texts: list[str], images: int) -> measure.Drawn:
+    drawn = measure.draw(pipeline, name, texts, images, SEED)
+    asked = [prompts.named(text) for text in texts for _ in range(images)]
+    return measure.Drawn(judge.read(drawn), asked, judge.features(drawn))
+
+
+@PEOPLE
+def test_five_professions_without_and_with_negtome(pipeline: DiffusionPipeline, judge: PeopleClassifier, name: str) -> None:
+    texts = list(prompts.PROMPTS[5:10])
+    plain = measure.summary(read(pipeline, judge, name, texts, measure.GROUP))
+    negengine.apply(pipeline, models.negtome_preset(name))
+    spread = measure.summary(read(pipeline, judge, name, texts, measure.GROUP))
+    negengine.remove(pipeline)
+    assert plain["profession"] >= 0.9  # of 20 pictures
+    assert spread["profession"] >= 0.85
+    assert spread["distinct_looks"] > plain["distinct_looks"]
+
+
+@PEOPLE
+def test_a_prompt_is_followed(pipeline: DiffusionPipeline, judge: PeopleClassifier, name: str) -> None:
+    texts = [
+        "a woman who is a judge with dark skin, in noto style",
+        "a man who is a judge with light skin, in twemoji style",
+        "a woman working as a pilot with medium-light skin, in fluent style",
+        "a man who is a singer with dark skin, in fluent style",
+        "a woman who is a firefighter with medium skin, in twemoji style",
+    ]
+    found = measure.accuracy(read(pipeline, judge, name, texts, 2))
+    assert min(found[attribute] for attribute in attributes.ATTRIBUTES) >= 0.8, found
+
+
+@pytest.mark.exhaustive
+@PEOPLE
+def test_every_profession_without_and_with_negtome(pipeline: DiffusionPipeline, judge: PeopleClassifier, name: str) -> None:
+    plain, spread = (
+        measure.summary(measure.open_looks(pipeline, judge, name, 2, SEED, negtome))
+        for negtome in (None, models.negtome_preset(name))
+    )
+    assert plain["profession"] >= 0.95
+    assert spread["profession"] >= 0.92
+    assert plain["distinct_looks"] <= 3.0
+    assert spread["distinct_looks"] >= plain["distinct_looks"] + 0.5
+
+
+@pytest.mark.exhaustive
+@PEOPLE
+@pytest.mark.parametrize("everything", [True, False])
+def test_what_is_named_is_drawn(pipeline: DiffusionPipeline, judge: PeopleClassifier, name: str, everything: bool) -> None:
+    found = measure.accuracy(measure.named_looks(pipeline, judge, name, 120, SEED, everything))
+    assert min(found[attribute] for attribute in attributes.ATTRIBUTES) >= 0.9, found
+
+
+@PEOPLE
+def test_committed_numbers_belong_to_the_presets(name: str) -> None:
+    told = json.loads((models.path(name) / "fidelity.json").read_text())
+    assert told["settings"] == models.preset(name).call_kwargs()
+    assert told["negtome"] == measure.plain_settings(models.negtome_preset(name))
+    assert told["without"]["distinct_looks"] <= 3.0
+    assert told["with_negtome"]["distinct_looks"] >= told["without"]["distinct_looks"] + 0.5
+
+
+def test_the_frechet_distance_of_known_normals() -> None:
+    points = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]).repeat(50, 1)
+    variance = points.double().T.cov()[0, 0].item()
+    assert measure.frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
+    assert measure.frechet_distance(points, points + torch.tensor([3.0, 4.0])) == pytest.approx(25, rel=1e-6)
+    assert measure.frechet_distance(points, 3 * points) == pytest.approx(2 * (2**2) * variance, rel=1e-6)
