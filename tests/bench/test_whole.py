@@ -447,7 +447,11 @@ def test_what_was_measured_before_the_end_is_kept(tmp_path, monkeypatch, how, co
     monkeypatch.setattr(whole, "check", lambda settings: None)
     monkeypatch.setattr(whole, "cases", stopped_by(how))
     usual = signal.getsignal(signal.SIGTERM)
-    result = run(*NARROW, "--output", tmp_path)
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore Ctrl-C
+    try:
+        result = run(*NARROW, "--output", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     assert result.exit_code == code
     assert said in result.output.splitlines()
     assert len(read(tmp_path / "model.json")["rows"]) == 2
