@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import re
 
 import pytest
@@ -187,6 +188,15 @@ def test_a_gpu_is_rehearsed_without_one():
     assert lines[2] == "  a GPU with 24 GB: too little, 48 GB: fits, 80 GB: fits, 141 GB: fits"
     assert names(lines) == [WITHOUT, AGAIN, "triton auto", "triton fp8", "torch auto", PUBLISHED]
     assert "estimated on an H100 or H200" in lines[-1]
+
+
+def test_libraries_are_quiet_before_any_of_them_is_used(monkeypatch):
+    command, seen = importlib.import_module("negengine.cli.bench.model"), []
+    monkeypatch.setattr(command, "quiet_libraries", lambda: seen.append("quiet"))
+    monkeypatch.setattr(whole, "check_attention", lambda names: seen.append("attention"))
+    monkeypatch.setattr(whole, "rehearse", lambda settings, say: seen.append("rehearsed") or True)
+    assert run("--rehearse", "--output", "nowhere").exit_code == 0
+    assert seen == ["quiet", "attention", "rehearsed"]
 
 
 def test_an_embedded_model_needs_no_rehearsal():

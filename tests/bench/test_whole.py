@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import json
 import signal
 import statistics
 
@@ -19,7 +20,7 @@ from negengine.bench.documents import shown
 from negengine.bench.footprint import footprint
 from negengine.bench.look import precise
 from negengine.bench.loops import Loop
-from negengine.bench.results import read
+from negengine.bench.results import SCHEMA_FILE, read
 from negengine.bench.whole import METHODS, PUBLISHED, WITHOUT, Setting, Variant, measure, subject, turns
 from negengine.cli import app
 from negengine.diffusers.families import find_denoiser
@@ -99,6 +100,7 @@ def test_a_row_is_what_its_steps_say(model, narrow):
     assert any(active)
     assert not all(active)
     ours = next(row for row in rows.values() if row["role"] == "ours")
+    assert set(base) == set(json.loads(SCHEMA_FILE.read_text())["$defs"]["model"]["properties"])
     assert base["active"] == [False] * given.steps
     assert 0.4 < ours["merged_share"] < 0.6
     assert base["merged_share"] is rows[PUBLISHED]["merged_share"] is None
@@ -445,7 +447,11 @@ def test_what_was_measured_before_the_end_is_kept(tmp_path, monkeypatch, how, co
     monkeypatch.setattr(whole, "check", lambda settings: None)
     monkeypatch.setattr(whole, "cases", stopped_by(how))
     usual = signal.getsignal(signal.SIGTERM)
-    result = run(*NARROW, "--output", tmp_path)
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore Ctrl-C
+    try:
+        result = run(*NARROW, "--output", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, heeded)
     assert result.exit_code == code
     assert said in result.output.splitlines()
     assert len(read(tmp_path / "model.json")["rows"]) == 2

@@ -130,7 +130,7 @@ def told_without(model: str) -> bool:
         raise ValueError(
             f"only {' and '.join(ARCHITECTURES)} can be rehearsed; of a checkpoint nothing is known before it is loaded"
         )
-    typer.echo(f"{model} is embedded and small: its run takes less than 1 GB and about a minute, and needs no rehearsal")
+    typer.echo(f"{model} is embedded and small: its run takes about half a minute on a CPU, and needs no rehearsal")
     return True
 
 
