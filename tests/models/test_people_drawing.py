@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 import negengine
 from negengine import models
-from negengine.models.people import attributes, measure, prompts
+from negengine.models.people import measure, prompts
 from negengine.models.people.reader import PeopleClassifier
 
 SEED = 31
@@ -51,7 +51,8 @@ def test_a_prompt_is_followed(pipeline: DiffusionPipeline, judge: PeopleClassifi
         "a woman who is a firefighter with medium skin, in twemoji style",
     ]
     found = measure.accuracy(read(pipeline, judge, name, texts, 2))
-    assert min(found[attribute] for attribute in attributes.ATTRIBUTES) >= 0.8, found
+    assert min(found["profession"], found["style"]) >= 0.9, found
+    assert found["gender"] + found["tone"] >= 1.2, found  # by chance 0.5; docs/people.md has the shares of many pictures
 
 
 @pytest.mark.exhaustive
@@ -72,7 +73,8 @@ def test_every_profession_without_and_with_negtome(pipeline: DiffusionPipeline, 
 @pytest.mark.parametrize("everything", [True, False])
 def test_what_is_named_is_drawn(pipeline: DiffusionPipeline, judge: PeopleClassifier, name: str, everything: bool) -> None:
     found = measure.accuracy(measure.named_looks(pipeline, judge, name, 120, SEED, everything))
-    assert min(found[attribute] for attribute in attributes.ATTRIBUTES) >= 0.9, found
+    assert min(found["profession"], found["style"]) >= 0.95, found
+    assert min(found["gender"], found["tone"]) >= 0.6, found  # by chance a third and a sixth
 
 
 @PEOPLE

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +52,7 @@ def main(
     """Draw, read and write what is needed to repeat it."""
     pipeline, judge = models.load(model), models.load_classifier(name="people-classifier")
     torch.set_grad_enabled(False)
-    begun = time.perf_counter()
     plain = open_looks(pipeline, judge, model, groups, seed)
-    seconds = time.perf_counter() - begun
     report: dict[str, Any] = {
         "model": model,
         "settings": models.preset(model).call_kwargs(),
@@ -64,7 +61,6 @@ def main(
         "groups_a_profession": groups,
         "versions": _versions(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} CPU threads, float32",
-        "milliseconds_a_picture": round(1000 * seconds / len(plain.asked), 1),
         "classifier_on_real_pictures": _real_accuracy(judge),
         "without": summary(plain),
         "with_negtome": summary(open_looks(pipeline, judge, model, groups, seed, models.negtome_preset(model))),
