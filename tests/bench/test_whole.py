@@ -506,7 +506,7 @@ def test_the_printed_table(narrow):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--model", "flux-2"), "no embedded model (mnist-flux, mnist-sdxl), nor flux-dev or sdxl-base"),
+        (("--model", "flux-2"), "nor flux-dev or sdxl-base"),
         (("--model", "/"), "--model / is no pipeline: it has no model_index.json"),
         (("--attention", "best"), "--attention must be of _flash_3, "),
         (("--model", "mnist-flux", "--depth", "1+1"), "--depth is for flux-dev and sdxl-base, whose weights are random"),
