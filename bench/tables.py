@@ -169,8 +169,9 @@ HOST = (  # of a merging block: label, part, and the part before it, which it ho
     ("active step: the hook, its rows and image tokens", "hook", "empty"),
     ("NegToMe: grid, plan, arguments", "effect", "hook"),
     ("the operator: checks, choice of the backend", "operator", "effect"),
+    ("**a merging block without its backend**", "operator", "empty"),
     ("the backend's arguments, no search", "backend", "operator"),
-    ("**all of a merging block**", "backend", "empty"),
+    ("all of a merging block", "backend", "empty"),
 )
 IN_A_ROW = (
     "hook, inactive", "hook, active, nothing to do", "negtome_, tensors", "negtome_, numbers", "negtome_, tensors, with kernels",
@@ -179,22 +180,19 @@ IN_A_ROW = (
 
 
 def host() -> str:
-    """Microseconds before and now: median, and the least."""
+    """Microseconds: median, and the least."""
     whole = document("host")
-    found = {(row["case"], row["part"], row["code"]): row for row in whole["rows"]}
+    found = {(row["case"], row["part"]): row for row in whole["rows"]}
 
     def shown(case: str, part: str, less: str | None = None) -> str:
-        cells = []
-        for code in ("before", "now"):
-            figures = [found[case, part, code][of] - (found[case, less, code][of] if less else 0) for of in ("median", "least")]
-            cells.append(" / ".join(f"{1e6 * figure:.1f}" for figure in figures))
-        return " | ".join(cells)
+        figures = [found[case, part][of] - (found[case, less][of] if less else 0) for of in ("median", "least")]
+        return " / ".join(f"{1e6 * figure:.1f}" for figure in figures)
 
     machine = whole["machine"]
     rounds = whole["rows"][0]["rounds"]
-    lines = ["| in a model, us: median / least | FLUX: before | now | SDXL: before | now |", "| --- |" + " ---: |" * 4]
+    lines = ["| in a model, us: median / least | FLUX | SDXL |", "| --- | ---: | ---: |"]
     lines += [f"| {label} | {shown('flux', part, less)} | {shown('sdxl', part, less)} |" for label, part, less in HOST]
-    lines += ["", "| calls in a row, us: median / least | before | now |", "| --- | ---: | ---: |"]
+    lines += ["", "| calls in a row, us: median / least | |", "| --- | ---: |"]
     lines += [f"| {part} | {shown('calls in a row', part)} |" for part in IN_A_ROW]
     return "\n".join(lines) + (
         f"\n\n{machine['processor']}, {machine['cores']} cores, python {whole['versions']['python']}, torch"
