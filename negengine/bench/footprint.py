@@ -78,14 +78,14 @@ def footprint(
         return number(one) + (depth[0] - 1) * steps[0] + (depth[1] - 1) * steps[1]
 
     weights = grown(lambda found: found.weights)
-    decoder, decoding = _decoded(architecture, size, images, dtype) if vae else (0, 0)
+    beside, decoding = _beside(architecture, size, images, dtype, encoders, vae)
     return Footprint(
         weights=weights,
         peak=weights + one.peak - one.weights,
         published=weights + one.published - one.weights,
         flops=grown(lambda found: found.flops),
         search_flops=grown(lambda found: found.search_flops),
-        beside=decoder + (_encoders(architecture, dtype) if encoders else 0),
+        beside=beside,
         decoding=decoding,
     )
 
@@ -102,6 +102,12 @@ def _followed(architecture: Architecture, depth: tuple[int, int], size: int, ima
             model(**inputs, return_dict=False)
     flops = live.flops + attention.flops
     return Footprint(weights, live.peak, live.peak_within, flops, sum(searches))
+
+
+def _beside(architecture: Architecture, size: int, images: int, dtype: torch.dtype, encoders: bool, vae: bool) -> tuple[int, int]:
+    """Bytes of the weights of those text encoders and VAE that take part, and of what decoding holds beside all weights."""
+    decoder, decoding = _decoded(architecture, size, images, dtype) if vae else (0, 0)
+    return decoder + (_encoders(architecture, dtype) if encoders else 0), decoding
 
 
 @functools.cache
@@ -290,8 +296,7 @@ def _most(
     one, two, other = (_weights(architecture, layers, dtype) for layers in ((1, 1), (2, 1), (1, 2)))
     weights = one + (depth[0] - 1) * (two - one) + (depth[1] - 1) * (other - one)
     shallow = _followed(architecture, (1, 1), size, images, dtype)
-    decoder, decoding = _decoded(architecture, size, images, dtype) if vae else (0, 0)
-    beside = decoder + (_encoders(architecture, dtype) if encoders else 0)
+    beside, decoding = _beside(architecture, size, images, dtype, encoders, vae)
     return weights + beside + max(shallow.published - shallow.weights, decoding)
 
 

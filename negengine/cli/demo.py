@@ -38,8 +38,7 @@ def demo(
     from negengine.cli import demonstration
 
     console = Console()
-    usual = [name for name in models.NAMES if name.startswith("people-")] or models.NAMES
-    names = list(dict.fromkeys(model or usual))
+    names = list(dict.fromkeys(model or models.PEOPLE))
     for name in names:
         models.path(name)  # a missing model is an error before anything is drawn
     output.mkdir(parents=True, exist_ok=True)

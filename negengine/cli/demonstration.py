@@ -48,7 +48,7 @@ Advance = Callable[[int, int], None]  # told how many groups are drawn, and how 
 
 def has_characters(name: str) -> bool:
     """Whether a model's world has pictures in this package to keep away from."""
-    return name.startswith("people-")
+    return name in models.PEOPLE
 
 
 def differ(name: str, pipe: Any, groups: int, seed: int, advance: Advance) -> Shown:
