@@ -23,16 +23,20 @@ RESULTS = Path(__file__).parent / "results" / "people"
 SEED = 5000
 """Apart from the seeds of the models' fidelity.json, which report what was chosen here."""
 
-GUIDANCE = {"people-flux": (2.0, 3.0)}
+GUIDANCE = {"people-flux": (2.0, 3.0), "people-sdxl": (2.0, 3.0)}
 NEGTOME = {
     "people-flux": [
         NegToMe(alpha=alpha, threshold=threshold, reference="others", timesteps=(low, 1000))
         for alpha, threshold, low in ((0.6, 0.5, 900), (1.0, 0.5, 900), (1.0, 0.3, 800), (1.5, 0.3, 800), (2.0, 0.3, 900))
     ],
+    "people-sdxl": [
+        NegToMe(alpha=alpha, reference="others", timesteps=(low, 1000), blocks=("*",), min_grid=8)
+        for alpha, low in ((1.5, 800), (3.0, 800), (4.5, 800), (4.5, 900), (6.0, 800))
+    ],
 }
 
 app = typer.Typer(add_completion=False)
-GUIDANCE_KEY = {"people-flux": "true_cfg_scale"}
+GUIDANCE_KEY = {"people-flux": "true_cfg_scale", "people-sdxl": "guidance_scale"}
 
 
 @app.command()

@@ -17,6 +17,8 @@ from negengine.models.world import Latents, World
 
 RECIPE = Recipe(steps=2000, batch=80, lr=1.5e-3)
 PEOPLE_RECIPE = Recipe(steps=4500, batch=64, lr=1.2e-3, warmup=200, ema=0.998)
+PEOPLE_LATER = Recipe(steps=2000, batch=64, lr=6e-4, warmup=50, ema=0.998)
+"""With prompts that name more: what one word asks for against the prevailing look is learned last."""
 DROPPED = 0.12
 TEXT_LENGTH = 16
 """T5 tokens of a digit's prompt."""

@@ -44,6 +44,7 @@ PRESETS = {
         Preset("mnist-flux", steps=25, guidance=3.0, max_sequence_length=16),
         Preset("mnist-sdxl", steps=25, guidance=3.0),
         Preset("people-flux", steps=25, guidance=3.0, max_sequence_length=24, height=PEOPLE_SIZE, width=PEOPLE_SIZE),
+        Preset("people-sdxl", steps=25, guidance=3.0, height=PEOPLE_SIZE, width=PEOPLE_SIZE),
     )
 }
 
@@ -52,4 +53,5 @@ NEGTOME = {
     "mnist-flux": NegToMe(alpha=0.5, reference="others", timesteps=(900, 1000)),
     "mnist-sdxl": NegToMe(alpha=4.5, reference="others", timesteps=(800, 1000), blocks=("*",), min_grid=8),
     "people-flux": NegToMe(alpha=1.5, threshold=0.3, reference="others", timesteps=(800, 1000)),
+    "people-sdxl": NegToMe(alpha=3.0, reference="others", timesteps=(800, 1000), blocks=("*",), min_grid=8),
 }

@@ -65,7 +65,7 @@ class Plan:
 TASKS: dict[Model, Plan] = {
     Model.FLUX: Plan(DIGITS, flux.FluxTask, flux.RECIPE),
     Model.SDXL: Plan(DIGITS, sdxl.SdxlTask, sdxl.RECIPE),
-    Model.PEOPLE_FLUX: Plan(PEOPLE, functools.partial(flux.FluxTask, shape=flux.PEOPLE), flux.PEOPLE_RECIPE),
+    Model.PEOPLE_FLUX: Plan(PEOPLE, functools.partial(flux.FluxTask, shape=flux.PEOPLE), flux.PEOPLE_RECIPE, flux.PEOPLE_LATER),
     Model.PEOPLE_SDXL: Plan(PEOPLE, functools.partial(sdxl.SdxlTask, shape=sdxl.PEOPLE), None, later=sdxl.PEOPLE_RECIPE),
 }
 

@@ -42,7 +42,7 @@ def test_load_has_the_class_dtype_and_quiet(name: str) -> None:
     assert pipeline._progress_bar_config == {"disable": True}
 
 
-@pytest.mark.parametrize("model, size", [("mnist-sdxl", 32)])
+@pytest.mark.parametrize("model, size", [("mnist-sdxl", 32), ("people-sdxl", 64)])
 def test_sdxl_draws_its_size_by_default_with_attention_at_two_grids(model: str, size: int) -> None:
     pipeline = models.load(model)
     assert pipeline("7", num_inference_steps=1).images[0].size == (size, size)
@@ -82,7 +82,7 @@ def test_weights_are_16_bit(name: str) -> None:
 
 @pytest.mark.parametrize("function", [models.path, models.load, models.preset, models.negtome_preset, models.prompts_of])
 def test_unknown_name_lists_the_known(function) -> None:
-    with pytest.raises(ValueError, match=r"'mnist-dalle'.*mnist-flux, mnist-sdxl, people-flux"):
+    with pytest.raises(ValueError, match=r"'mnist-dalle'.*mnist-flux, mnist-sdxl, people-flux, people-sdxl"):
         function("mnist-dalle")
 
 

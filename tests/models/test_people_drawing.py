@@ -92,3 +92,14 @@ def test_the_frechet_distance_of_known_normals() -> None:
     assert measure.frechet_distance(points, points) == pytest.approx(0, abs=1e-9)
     assert measure.frechet_distance(points, points + torch.tensor([3.0, 4.0])) == pytest.approx(25, rel=1e-6)
     assert measure.frechet_distance(points, 3 * points) == pytest.approx(2 * (2**2) * variance, rel=1e-6)
+
+
+def test_a_neighbouring_tone_and_the_look_without_a_gender_are_told_apart_from_what_is_wrong() -> None:
+    asked = [(0, 1, 3, 0), (0, 2, 0, 0), (0, 1, 1, 3), (0, 0, 6, 0)]  # a man of medium skin, a yellow woman, a light man, a person
+    read = torch.tensor([[0, 0, 4, 0], [0, 1, 1, 0], [0, 1, 3, 0], [0, 2, 5, 0]])
+    found = measure.accuracy(measure.Drawn(read, asked, torch.zeros(4, 1)))
+    assert found["tone"] == 0
+    assert found["tone_or_next"] == pytest.approx(1 / 3, abs=1e-4)  # yellow has no neighbour, and light is two from medium
+    assert found["man_or_woman"] == pytest.approx(2 / 3, abs=1e-4)  # the woman was read as a man
+    nothing = measure.accuracy(measure.Drawn(read, [(0, 3, 6, 3)] * 4, torch.zeros(4, 1)))
+    assert "tone_or_next" not in nothing and "man_or_woman" not in nothing

@@ -23,7 +23,7 @@ from negengine import models
 from negengine.methods import NegToMe
 from negengine.methods.plain import as_plain
 from negengine.models.people import prompts
-from negengine.models.people.attributes import ATTRIBUTES, PROFESSIONS
+from negengine.models.people.attributes import ATTRIBUTES, GENDERS, PROFESSIONS, TONES
 from negengine.models.people.pictures import Shift, all_people, row_of, vary
 from negengine.models.people.reader import PeopleClassifier
 from negengine.models.people.world import DOMINANT, draw_labels, draw_look, look_names
@@ -129,6 +129,25 @@ def accuracy(drawn: Drawn) -> dict[str, Any]:
         right = [bool(drawn.read[row, place] == drawn.asked[row][place]) for row in rows]
         if rows:
             report[name] = round(sum(right) / len(rows), 4)
+    return report | _nearly(drawn)
+
+
+def _nearly(drawn: Drawn) -> dict[str, Any]:
+    """Where a tone is named, the share read as it or as the next lighter or darker one; man or woman, as not the other of both.
+
+    Emoji of neighbouring tones differ by a shade, and "person" looks like a man or a woman in many.
+    """
+    pairs = [(asked, read) for asked, read in zip(drawn.asked, drawn.read.tolist(), strict=True)]
+    tones = [(asked[2], read[2]) for asked, read in pairs if asked[2] < len(TONES)]
+    sexes = [(asked[1], read[1]) for asked, read in pairs if asked[1] in (GENDERS.index("man"), GENDERS.index("woman"))]
+    yellow = TONES.index("yellow")
+    report = {}
+    if tones:
+        near = (asked == read or (yellow not in (asked, read) and abs(asked - read) == 1) for asked, read in tones)
+        report["tone_or_next"] = round(sum(near) / len(tones), 4)
+    if sexes:
+        others = (asked != read and GENDERS[read] != "person" for asked, read in sexes)
+        report["man_or_woman"] = round(1 - sum(others) / len(sexes), 4)
     return report
 
 
