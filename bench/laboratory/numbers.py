@@ -126,10 +126,11 @@ class Reading:
         """Variant -> seed -> a number, from the labels and features of the seed's images, and its groups."""
         found: dict[str, dict[str, float]] = {}
         for one in self.drawn:
-            sizes = [len(part.images) for part in one.by_seed().values()]
-            labels, features = (whole[one.name].split(sizes) for whole in (self.labels, self._features))
-            parts = zip(one.by_seed().items(), labels, features, strict=True)
-            found[one.name] = {f"seed {seed}": value(read, seen, list(part.groups)) for (seed, part), read, seen in parts}
+            labels, features = self.labels[one.name], self._features[one.name]
+            found[one.name] = {
+                f"seed {seed}": value(labels[list(of.rows)], features[list(of.rows)], list(of.part.groups))
+                for seed, of in one.by_seed().items()
+            }
         return found
 
     def features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:

@@ -48,10 +48,22 @@ class Drawn:
     def names(self) -> list[str]:
         return [name for group in self.groups for name in group.names]
 
-    def by_seed(self) -> dict[int | None, Drawn]:
-        """The groups of each seed, in order of appearance."""
-        seeds = dict.fromkeys(group.seed for group in self.groups)
-        return {seed: replace(self, groups=tuple(group for group in self.groups if group.seed == seed)) for seed in seeds}
+    def by_seed(self) -> dict[int | None, OfSeed]:
+        """The groups of each seed, in order of appearance. Groups of different seeds may alternate, as the names of files do."""
+        found: dict[int | None, tuple[list[Group], list[int]]] = {}
+        for group, rows in zip(self.groups, rows_of(self.groups), strict=True):
+            groups, of_seed = found.setdefault(group.seed, ([], []))
+            groups.append(group)
+            of_seed += rows
+        return {seed: OfSeed(replace(self, groups=tuple(groups)), tuple(rows)) for seed, (groups, rows) in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class OfSeed:
+    """The groups of one seed. rows: which of all images of the variant theirs are, in their order."""
+
+    part: Drawn
+    rows: tuple[int, ...]
 
 
 def rows_of(groups: Sequence[Group]) -> list[list[int]]:

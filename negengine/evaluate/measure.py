@@ -150,13 +150,11 @@ class _Given:
 
 
 def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int) -> Row:
-    start = 0
     values: dict[str, float] = {}
     by_image: dict[str, float] = {}
-    for number, part in variant.by_seed().items():
-        rows = slice(start, start + len(part.images))
-        start = rows.stop
-        evidence = _evidence(part, one, given, rows, variant.name)
+    for number, of_seed in variant.by_seed().items():
+        part = of_seed.part
+        evidence = _evidence(part, one, given, list(of_seed.rows), variant.name)
         found = one.metric.compute(evidence).tolist()
         if one.metric.unit == SET:
             values["all" if number is None else f"seed {number}"] = found[0]
@@ -179,9 +177,10 @@ def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int)
     return Row(variant.name, one.key, values, interval, difference, paired, by_image)
 
 
-def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) -> Evidence:
+def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str) -> Evidence:
     mine, beside, extractor = given.seen[name], given.beside, given.extractor
     needs, classes = one.metric.needs, mine.classes
+    expected = [beside.expected[name][row] for row in rows] if "expected" in needs and beside.expected else None
     prompts = [group.prompt or "" for group in part.groups for _ in group.images]
     evidence = Evidence(
         images=part.images,
@@ -193,7 +192,7 @@ def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) ->
         classes=classes,
         prompts=prompts if all(prompts) else None,
         texts=extractor.texts(prompts) if "texts" in needs and extractor is not None and extractor.texts else None,
-        expected=_numbers(beside.expected[name][rows], classes) if "expected" in needs and beside.expected and classes else None,
+        expected=_numbers(expected, classes) if expected and classes else None,
         reference=given.reference,
         asset=given.asset,
         asset_image=beside.asset,

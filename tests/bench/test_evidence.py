@@ -195,6 +195,24 @@ def test_what_is_forbidden_and_what_became_of_the_rest_is_counted():
     assert rows["cleared", "as-prompted"] > 0.8
 
 
+def test_seeds_that_alternate_have_the_labels_and_features_of_their_own_groups():
+    looks = [(gender, style) for gender in range(3) for style in range(3)]
+    both = avoiding.PROMPTS[1], avoiding.PROMPTS[4]
+    groups = [Group(f"{text}, {seed}", real(text, looks), ("a",) * 9, text, seed) for text in both for seed in range(2)]
+    reading = numbers.Reading([Drawn("without", tuple(groups))])
+    whole = reading.features([image for group in groups[::2] for image in group.images])
+
+    def as_prompted(read, seen, groups):
+        assert seen.shape == whole.shape
+        assert (seen - whole).abs().max() < 1e-4  # both seeds hold the same pictures
+        asked = [prompts.named(group.prompt)[0] for group in groups for _ in group.images]
+        return sum(int(a) == b for a, b in zip(read[:, 0], asked, strict=True)) / len(asked)
+
+    found = reading.by_seed(as_prompted)["without"]
+    assert list(found) == ["seed 0", "seed 1"]
+    assert min(found.values()) > 0.8
+
+
 def test_the_prompts_leave_the_style_open_with_equal_shares():
     assert len({avoiding.forbidden(prompt) for prompt in avoiding.PROMPTS}) == 3
     for prompt in avoiding.PROMPTS:

@@ -35,10 +35,11 @@ def drawn(name, seed, groups=4, images=3, prompts=("a cat", "a dog"), seeds=2):
     made = []
     for number in range(groups):
         pixels = generator.integers(0, 256, size=(images, 3))
-        key = f"{prompts[number % len(prompts)]}, seed {number % seeds}, {number}"
+        prompt, seed = prompts[number // seeds % len(prompts)], number % seeds  # groups of different seeds alternate
+        key = f"{prompt}, seed {seed}, {number}"
         names = tuple(f"{key}/{k}" for k in range(images))
         pictures = tuple(Image.new("RGB", (2, 2), tuple(map(int, colour))) for colour in pixels)
-        made.append(Group(key, pictures, names, prompts[number % len(prompts)], number * seeds // groups))
+        made.append(Group(key, pictures, names, prompt, seed))
     return Drawn(name, tuple(made))
 
 
@@ -71,16 +72,21 @@ def test_images_are_averaged_in_their_group_and_kept():
     row = rows["negtome", "as-prompted:colours"]
     read = [CLASSES[number] for number in READER.logits(OTHER.images).argmax(-1)]
     right = [float(a == b) for a, b in zip(read, expected["negtome"], strict=True)]
-    assert list(row.by_image.values()) == right
-    assert list(row.values.values()) == pytest.approx([sum(right[k : k + 3]) / 3 for k in range(0, 12, 3)])
+    keys = [group.key for group in OTHER.groups]
+    assert row.by_image == {f"{keys[k // 3]}/{k % 3}": one for k, one in enumerate(right)}
+    assert row.values == pytest.approx({key: sum(right[3 * k : 3 * k + 3]) / 3 for k, key in enumerate(keys)})
     assert 0 <= row.interval.low <= row.interval.high <= 1
+
+
+def parts(variant):
+    """The images of seed 0 and of seed 1."""
+    return [[image for group in variant.groups if group.seed == seed for image in group.images] for seed in range(2)]
 
 
 def test_sets_have_a_value_for_each_seed():
     beside = Beside(base="without", forbidden="dog")
     rows = rows_of("entropy", "kl", "forbidden", beside=beside)
-    halves = [OTHER.images[:6], OTHER.images[6:]]
-    labels = [READER.logits(half).argmax(-1) for half in halves]
+    labels = [READER.logits(part).argmax(-1) for part in parts(OTHER)]
     assert rows["negtome", "entropy:colours"].values == pytest.approx(
         {f"seed {seed}": metrics.label_entropy(labels[seed]).item() for seed in range(2)}
     )
@@ -272,3 +278,14 @@ def test_every_picture_is_seen_once_by_each_extractor():
     asked = asked_for(["vendi", "distance", "reference-distance"], "colours")
     measure([BASE, OTHER], asked, counting, Beside(base="without", reference=reference))
     assert sorted(looked) == [5, 12, 12]
+
+
+def test_groups_of_seeds_that_alternate_have_their_own_prompts_and_features():
+    """As folders sort them: by prompt first."""
+    colours = {"a red": (255, 0, 0), "a blue": (0, 0, 255)}
+    keys = [(prompt, seed) for prompt in colours for seed in range(2)]
+    groups = [Group(f"{p}, {s}", (Image.new("RGB", (2, 2), colours[p]),) * 2, ("x",) * 2, p, s) for p, s in keys]
+    reader = Extractor("words", seen, texts=lambda texts: torch.tensor([colours[text] for text in texts]) / 255)
+    (row,) = measure([Drawn("without", tuple(groups))], asked_for(["clip-score"], "words", "words"), {"words": reader, "clip": reader},
+                     Beside(base="without"))  # fmt: skip
+    assert row.values == pytest.approx({group.key: 1.0 for group in groups})
