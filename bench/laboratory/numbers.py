@@ -54,11 +54,11 @@ def of_laboratory(row: Row) -> dict[str, Any]:
     return plain(row.variant, row.metric.replace(f":{people.READER}", ""), row.values, row.interval, row.difference)
 
 
-def plain(variant: str, metric: str, values: Values, interval: Interval, difference: Interval | None) -> dict[str, Any]:
+def plain(variant: str, metric: str, values: Values, interval: Interval | None, difference: Interval | None) -> dict[str, Any]:
     return {
         "variant": variant,
         "metric": metric,
-        **_rounded(interval),
+        **(dict.fromkeys(("mean", "low", "high")) if interval is None else _rounded(interval)),
         "difference": None if difference is None else _rounded(difference),
         "values": {key: round(value, 4) for key, value in values.items()},
     }

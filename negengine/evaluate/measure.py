@@ -17,6 +17,8 @@ from negengine.metrics.extractors import Extractor
 from negengine.metrics.intervals import Interval, difference_interval, mean_interval
 from negengine.metrics.registry import IMAGE, SET
 
+COMPARED = "base_labels"  # what a metric needs that compares with the labels of the base
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Beside:
@@ -44,13 +46,14 @@ class Row:
     Attributes:
         values: for each group, or for the set of each seed.
         by_image: for metrics of single images: the image's name with its group -> value.
-        interval: of the mean. difference: from the base variant; None for the base itself. paired: whether by group.
+        interval: of the mean; None where there is no value. difference: from the base variant; None for the base itself, and
+            where one of both has no value. paired: whether by group.
     """
 
     variant: str
     metric: str
     values: Mapping[str, float]
-    interval: Interval
+    interval: Interval | None
     difference: Interval | None = None
     paired: bool = False
     by_image: Mapping[str, float] = field(default_factory=dict)
@@ -87,7 +90,7 @@ def measure(
     rows: list[Row] = []
     for one in asked:
         seen = {variant.name: eyes.look(variant, one) for variant in drawn}
-        given = _Given(extractors.get(one.extractor or ""), *eyes.others(one), beside, seen)
+        given = _Given(extractors.get(one.extractor or ""), *eyes.others(one), beside, seen, drawn[0])
         base: Row | None = None
         for variant in drawn:
             row = _row(variant, one, given, base, seed)
@@ -147,6 +150,7 @@ class _Given:
     asset: Tensor | None
     beside: Beside
     seen: Mapping[str, _Seen]
+    base: Drawn
 
 
 def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int) -> Row:
@@ -154,7 +158,10 @@ def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int)
     by_image: dict[str, float] = {}
     for number, of_seed in variant.by_seed().items():
         part = of_seed.part
-        evidence = _evidence(part, one, given, list(of_seed.rows), variant.name)
+        others = _labels_of_other_seeds(number, variant.name, given) if COMPARED in one.metric.needs else None
+        if COMPARED in one.metric.needs and others is None:
+            continue
+        evidence = _evidence(part, one, given, list(of_seed.rows), variant.name, others)
         found = one.metric.compute(evidence).tolist()
         if one.metric.unit == SET:
             values["all" if number is None else f"seed {number}"] = found[0]
@@ -164,10 +171,12 @@ def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int)
             by_image |= dict(zip(names, found, strict=True))
             found = [sum(found[row] for row in group) / len(group) for group in rows_of(part.groups)]
         values |= dict(zip((group.key for group in part.groups), found, strict=True))
+    if not values:
+        return Row(variant.name, one.key, {}, None)
     numbers = np.array(list(values.values()))
     interval = mean_interval(numbers, seed=seed)
     difference, paired = None, False
-    if base is not None:
+    if base is not None and base.values:
         paired = base.values.keys() == values.keys()
         theirs = np.array([base.values[key] for key in values] if paired else list(base.values.values()))
         difference = difference_interval(numbers, theirs, paired, seed=seed)
@@ -177,7 +186,22 @@ def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int)
     return Row(variant.name, one.key, values, interval, difference, paired, by_image)
 
 
-def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str) -> Evidence:
+def _labels_of_other_seeds(seed: int | None, name: str, given: _Given) -> Tensor | None:
+    """What the base drew with the other seeds.
+
+    Its own value would be too low if it were compared with a pool that holds it, and every other variant would look worse. Where
+    it has no other seed, a variant is compared with the only one, and the base with nothing.
+    """
+    labels, base = given.seen[given.beside.base].labels, given.base
+    if labels is None:
+        return None
+    rows = [row for other, of in base.by_seed().items() if other != seed for row in of.rows]
+    if rows:
+        return labels[rows]
+    return None if name == base.name else labels
+
+
+def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str, base_labels: Tensor | None) -> Evidence:
     mine, beside, extractor = given.seen[name], given.beside, given.extractor
     needs, classes = one.metric.needs, mine.classes
     expected = [beside.expected[name][row] for row in rows] if "expected" in needs and beside.expected else None
@@ -197,7 +221,7 @@ def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str
         asset=given.asset,
         asset_image=beside.asset,
         forbidden=int(_numbers([beside.forbidden], classes)) if "forbidden" in needs and beside.forbidden and classes else None,
-        base_labels=given.seen[beside.base].labels,
+        base_labels=base_labels,
     )
     missing = evidence.missing(needs)
     if missing:

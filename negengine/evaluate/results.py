@@ -116,7 +116,7 @@ def _plain(row: Row) -> dict[str, Any]:
     return {
         "variant": row.variant,
         "metric": row.metric,
-        **asdict(row.interval),
+        **(dict.fromkeys(("mean", "low", "high")) if row.interval is None else asdict(row.interval)),
         "difference": None if row.difference is None else {**asdict(row.difference), "paired": row.paired},
         "values": dict(row.values),
         "by_image": dict(row.by_image),

@@ -81,6 +81,9 @@ def _differences(told: Document, base: str, others: Sequence[str]) -> Table:
         cells = []
         for variant in others:
             difference = _row(told, variant, key)["difference"]
+            if difference is None:
+                cells.append("-")
+                continue
             signed = f"{difference['mean'] * 100:+.1f} points" if about["percent"] else f"{difference['mean']:+.3f}"
             cells.append(f"{signed}{between(about, difference)}{_verdict(about, difference)}")
         rows.append((_title(key, about), *cells))

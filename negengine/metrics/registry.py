@@ -243,7 +243,7 @@ _ALL = (
     Metric(
         name="kl",
         title="KL of the other classes",
-        about="in bits, of the classes that are allowed, from their distribution without any method",
+        about="in bits, of the classes that are allowed, from their distribution without any method and with the other seeds",
         compute=_one(_divergence),
         unit=SET,
         needs=("labels", "classes", "base_labels", "forbidden"),

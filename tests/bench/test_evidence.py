@@ -195,6 +195,24 @@ def test_what_is_forbidden_and_what_became_of_the_rest_is_counted():
     assert rows["cleared", "as-prompted"] > 0.8
 
 
+def test_the_divergence_is_from_the_base_s_other_seeds():
+    wrong = STYLES.index(avoiding.forbidden(avoiding.PROMPTS[1]))
+    first, second = (style for style in range(3) if style != wrong)
+    text = avoiding.PROMPTS[1]
+
+    def of(name, *styles):
+        looks = [[(gender, style) for gender in range(3)] * 2 for style in styles]
+        groups = (Group(f"{text}, seed {k}", real(text, one), ("a",) * 6, text, k) for k, one in enumerate(looks))
+        return Drawn(name, tuple(groups))
+
+    rows = {row["variant"]: row["values"] for row in avoiding.removal_rows([of("without", first, second), of("other", second, first)])
+            if row["metric"] == "kl"}  # fmt: skip
+    assert min(rows["without"].values()) > 1  # each of its seeds draws the other style
+    assert max(rows["other"].values()) < 0.3
+    with pytest.raises(ValueError, match="two seeds or more"):
+        avoiding.removal_rows([of("without", first)])
+
+
 def test_seeds_that_alternate_have_the_labels_and_features_of_their_own_groups():
     looks = [(gender, style) for gender in range(3) for style in range(3)]
     both = avoiding.PROMPTS[1], avoiding.PROMPTS[4]

@@ -15,6 +15,7 @@ from negengine.evaluate.asked import FROM_FILE, asked_for, check_needs, load_all
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.measure import Beside, class_in, measure
 from negengine.evaluate.pairs import NOBODY, pair_tables
+from negengine.evaluate.plots import plot
 from negengine.evaluate.protocols import CATEGORIES, PREFIXES, Diversity, Pairs, Removal, protocol_named
 from negengine.evaluate.tables import markdown, tables
 from negengine.metrics.extractors import Extractor
@@ -90,10 +91,11 @@ def test_sets_have_a_value_for_each_seed():
     assert rows["negtome", "entropy:colours"].values == pytest.approx(
         {f"seed {seed}": metrics.label_entropy(labels[seed]).item() for seed in range(2)}
     )
-    base = READER.logits(BASE.images).argmax(-1)
-    assert rows["negtome", "kl:colours"].values == pytest.approx(
-        {f"seed {seed}": metrics.label_divergence(labels[seed], base, 3, without=1).item() for seed in range(2)}
-    )
+    base = [READER.logits(part).argmax(-1) for part in parts(BASE)]
+    for name, own in (("without", base), ("negtome", labels)):  # both are compared with the base's other seed
+        assert rows[name, "kl:colours"].values == pytest.approx(
+            {f"seed {seed}": metrics.label_divergence(own[seed], base[1 - seed], 3, without=1).item() for seed in range(2)}
+        )
     assert rows["negtome", "forbidden:colours"].interval.mean == pytest.approx(float((torch.cat(labels) == 1).double().mean()))
 
 
@@ -289,3 +291,36 @@ def test_groups_of_seeds_that_alternate_have_their_own_prompts_and_features():
     (row,) = measure([Drawn("without", tuple(groups))], asked_for(["clip-score"], "words", "words"), {"words": reader, "clip": reader},
                      Beside(base="without"))  # fmt: skip
     assert row.values == pytest.approx({group.key: 1.0 for group in groups})
+
+
+def test_a_method_that_changes_nothing_has_the_divergence_of_the_base():
+    """Where the base's seeds were compared with a pool that holds them, the same distribution would have twice its divergence."""
+    generator = np.random.default_rng(0)
+
+    def labelled(name):
+        made = []
+        for number in range(90):
+            pixels = 255 * np.eye(3, dtype=int)[generator.choice(3, size=4)]
+            pictures = tuple(Image.new("RGB", (1, 1), tuple(map(int, one))) for one in pixels)
+            made.append(Group(f"{number}", pictures, ("x",) * 4, "a cat", number % 30))
+        return Drawn(name, tuple(made))
+
+    rows = rows_of("kl", beside=Beside(base="without", forbidden="dog"), variants=(labelled("without"), labelled("same")))
+    row = rows["same", "kl:colours"]
+    assert row.difference.low < 0 < row.difference.high
+    assert row.interval.mean == pytest.approx(rows["without", "kl:colours"].interval.mean, rel=0.5)
+
+
+def test_with_one_seed_the_divergence_of_the_base_is_unknown(tmp_path):
+    variants = [drawn("without", 0, seeds=1), drawn("negtome", 1, seeds=1)]
+    asked = asked_for(["kl"], "colours", "colours")
+    rows = measure(variants, asked, EXTRACTORS, Beside(base="without", forbidden="dog"))
+    assert rows[0].values == {}
+    assert rows[0].interval is rows[0].difference is rows[1].difference is None
+    labels = [READER.logits(variant.images).argmax(-1) for variant in reversed(variants)]
+    assert rows[1].values == pytest.approx({"seed 0": metrics.label_divergence(*labels, 3, without=1).item()})
+    told = results.document(rows, variants, asked, {"protocol": "removal"})
+    means, differences = tables(told)[:2]
+    plot(told, tmp_path / "evaluate.png")
+    assert means.rows[0][1] == "-"
+    assert differences.rows[0][1] == "-"
