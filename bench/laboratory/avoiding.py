@@ -51,7 +51,7 @@ def away(method: Callable[[tuple[str, ...]], Sequence[Method]]) -> Callable[[int
 
 
 def removal_rows(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
-    """Share of what is forbidden; KL of what is allowed from the base's other seeds; FID to real pictures that are allowed; fidelity."""
+    """Share of what is forbidden; KL of what is allowed from the base's other seeds; FID to allowed real pictures; fidelity."""
     reading = Reading(drawn)
     shares = reading.by_group(lambda group, read: _share(_is_forbidden(group, read)))
     styles = {group.key: forbidden(str(group.prompt)) for group in drawn[0].groups}

@@ -17,6 +17,7 @@ class Group:
         key: the same for the same prompt and seed of every variant.
         images: RGB. names: of their files, or of what stands for them.
         prompt: a text; None if unknown. seed: None if unknown. image_seeds: of the noise of each image, where known.
+        call_seed: that methods with noise of their own had when it was drawn; None if unknown.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Group:
     prompt: str | None = None
     seed: int | None = None
     image_seeds: tuple[int, ...] = ()
+    call_seed: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
