@@ -127,6 +127,8 @@ def verdict(claim: Claim, difference: Mapping[str, float | None]) -> str:
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "one value: nothing can be said"
+    if low == high and (difference.get("units") or 0) < 6:  # fewer that agree are no evidence, as in a sign test
+        return "does not show"
     near, far = (low, high) if claim.side == MORE else (-high, -low)
     limit = claim.limit * claim.side
     if near > limit:

@@ -88,7 +88,8 @@ def cell(row: Row, metric: str) -> str:
 
 def sure(difference: Row) -> bool:
     low, high = difference["low"], difference["high"]
-    return low is not None and low != high and not low <= 0 <= high
+    enough = low != high or difference.get("units", 0) >= 6  # no width: from six equal differences on a sign test is sure
+    return low is not None and enough and not low <= 0 <= high
 
 
 def is_share(metric: str) -> bool:
@@ -169,13 +170,9 @@ def contrast(row: Row, base: Row) -> dict[str, float | None]:
     """The difference of two rows, paired by what they have in common, with its interval."""
     import dataclasses
 
-    import numpy as np
+    from laboratory.numbers import paired
 
-    from negengine.metrics.intervals import difference_interval
-
-    keys = [key for key in base["values"] if key in row["values"]]
-    values, others = (np.array([one["values"][key] for key in keys]) for one in (row, base))
-    return dataclasses.asdict(difference_interval(values, others, paired=True))
+    return dataclasses.asdict(paired(row["values"], base["values"]))
 
 
 @measured("b")

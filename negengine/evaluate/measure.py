@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from negengine.evaluate.asked import FROM_FILE, Asked
 from negengine.evaluate.groups import Drawn, rows_of
 from negengine.metrics.evidence import Evidence
 from negengine.metrics.extractors import Extractor
-from negengine.metrics.intervals import Interval, difference_interval, mean_interval
+from negengine.metrics.intervals import Interval, Values, difference_interval, mean_interval, share_interval, units_of
 from negengine.metrics.registry import IMAGE, SET
 
+PROMPTS, GROUPS, SEEDS = "prompts", "groups", "seeds"
 COMPARED = "base_labels"  # what a metric needs that compares with the labels of the base
 
 
@@ -45,9 +46,11 @@ class Row:
 
     Attributes:
         values: for each group, or for the set of each seed.
-        by_image: for metrics of single images: the image's name with its group -> value.
+        by_image: for metrics of single images: the image's name with its group -> value. prompts: group -> its prompt.
         interval: of the mean; None where there is no value. difference: from the base variant; None for the base itself, and
-            where one of both has no value. paired: whether by group.
+            where one of both has no value. paired: whether by the groups that both have.
+        over: what is resampled: ``"prompts"`` (their means over groups), ``"groups"`` or ``"seeds"``. difference_over: the same.
+        pairs: how many groups, or seeds of a set, are paired.
     """
 
     variant: str
@@ -57,6 +60,10 @@ class Row:
     difference: Interval | None = None
     paired: bool = False
     by_image: Mapping[str, float] = field(default_factory=dict)
+    over: str = GROUPS
+    difference_over: str = GROUPS
+    pairs: int = 0
+    prompts: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,17 +180,34 @@ def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int)
         values |= dict(zip((group.key for group in part.groups), found, strict=True))
     if not values:
         return Row(variant.name, one.key, {}, None)
-    numbers = np.array(list(values.values()))
-    interval = mean_interval(numbers, seed=seed)
-    difference, paired = None, False
-    if base is not None and base.values:
-        paired = base.values.keys() == values.keys()
-        theirs = np.array([base.values[key] for key in values] if paired else list(base.values.values()))
-        difference = difference_interval(numbers, theirs, paired, seed=seed)
-    if one.metric.percent:
-        interval = interval.within(0, 1)
-        difference = difference and difference.within(-1, 1)
-    return Row(variant.name, one.key, values, interval, difference, paired, by_image)
+    prompts = {group.key: group.prompt for group in variant.groups}
+    least, most = one.metric.possible(max(len(group.images) for group in variant.groups))
+    numbers, over = _independent(values, prompts, one)
+    interval = (share_interval if one.metric.percent else mean_interval)(numbers, seed=seed).within(least, most)
+    row = Row(variant.name, one.key, values, interval, by_image=by_image, over=over, prompts=prompts)
+    return row if base is None or not base.values else _compared(row, base, one, (least, most), seed)
+
+
+def _independent(values: Mapping[str, float], prompts: Mapping[str, str | None], one: Asked) -> tuple[Values, str]:
+    """What is resampled, and its name."""
+    if one.metric.unit == SET:
+        return np.array(list(values.values())), SEEDS
+    found, of_prompts = units_of(values, prompts)
+    return np.array(list(found.values())), PROMPTS if of_prompts else GROUPS
+
+
+def _compared(row: Row, base: Row, one: Asked, possible: tuple[float | None, float | None], seed: int) -> Row:
+    """With its difference from the base: of the groups that both have, where there are two or more, or no others."""
+    common = [key for key in row.values if key in base.values]
+    paired = len(common) >= 2 or row.values.keys() == base.values.keys()
+    mine, theirs = ({key: one.values[key] for key in common} if paired else one.values for one in (row, base))
+    numbers, over = _independent(mine, row.prompts, one)
+    others, _ = _independent(theirs, row.prompts if paired else base.prompts, one)
+    difference = difference_interval(numbers, others, paired, seed=seed)
+    least, most = possible
+    if least is not None and most is not None:
+        difference = difference.within(least - most, most - least)
+    return replace(row, difference=difference, paired=paired, difference_over=over, pairs=len(common) if paired else 0)
 
 
 def _labels_of_other_seeds(seed: int | None, name: str, given: _Given) -> Tensor | None:

@@ -13,10 +13,11 @@ from negengine import metrics
 from negengine.evaluate import results
 from negengine.evaluate.asked import FROM_FILE, asked_for, check_needs, load_all
 from negengine.evaluate.groups import Drawn, Group
-from negengine.evaluate.measure import Beside, class_in, measure
+from negengine.evaluate.measure import Beside, Row, class_in, measure
 from negengine.evaluate.pairs import NOBODY, pair_tables
 from negengine.evaluate.plots import plot
 from negengine.evaluate.protocols import CATEGORIES, PREFIXES, Diversity, Pairs, Removal, protocol_named
+from negengine.evaluate.published import BESIDE, NEGTOME
 from negengine.evaluate.tables import markdown, tables
 from negengine.metrics.extractors import Extractor
 
@@ -229,8 +230,6 @@ def test_the_best_picture_by_more_than_the_margin(seed, margin):
 
 
 def fake(variant, metric, values):
-    from negengine.evaluate.measure import Row
-
     by_image = {str(k): float(value) for k, value in enumerate(values)}
     return Row(variant, metric, {}, metrics.Interval(0, 0, 0), by_image=by_image)
 
@@ -260,6 +259,7 @@ def test_protocols_are_the_papers_by_default():
         (lambda: Diversity(seeds=(-1,)), "seeds must lie in"),
         (lambda: pair_protocol(margin=-1), "margin must be 0 or more"),
         (lambda: pair_protocol(variants=("without", "standard")), "compares dnp with at least one other"),
+        (lambda: pair_protocol(variants=("dnp", "without")), "the first variant, which must be another"),
         (lambda: Pairs(prompts=("x",), correctness="as-prompted"), "not among its metrics"),
     ],
 )
@@ -322,3 +322,92 @@ def test_with_one_seed_the_divergence_of_the_base_is_unknown(tmp_path):
     plot(told, tmp_path / "evaluate.png")
     assert means.rows[0][1] == "-"
     assert differences.rows[0][1] == "-"
+
+
+def test_prompts_are_what_is_resampled_where_there_are_eight():
+    prompts = tuple(f"prompt {number}" for number in range(8))
+    variants = [drawn(name, k, groups=24, prompts=prompts, seeds=3) for k, name in enumerate(("without", "negtome"))]
+    rows = rows_of("vendi", "entropy", variants=variants)
+    of_prompt = {
+        name: [
+            np.mean([rows[name, "vendi:colours"].values[g.key] for g in both.groups if g.prompt == prompt]) for prompt in prompts
+        ]
+        for name, both in zip(("without", "negtome"), variants, strict=True)
+    }
+    row = rows["negtome", "vendi:colours"]
+    assert (row.over, row.difference_over, row.interval.units, row.pairs) == ("prompts", "prompts", 8, 24)
+    mine, base = (np.array(of_prompt[name]) for name in ("negtome", "without"))
+    assert row.interval == metrics.mean_interval(mine).within(1, 3)
+    assert row.difference.low == pytest.approx(metrics.difference_interval(mine, base, paired=True).low)
+    assert (rows["negtome", "entropy:colours"].over, rows["negtome", "entropy:colours"].interval.units) == ("seeds", 3)
+    asked = asked_for(["vendi", "entropy"], "colours", "colours")
+    told = results.document(list(rows.values()), variants, asked, {})
+    assert "mean, over 8 prompts (each the mean of its groups) or 3 seeds." in tables(told)[0].note
+
+
+def test_intervals_hold_no_impossible_values():
+    pure = [(Image.new("RGB", (2, 2), colour),) * 3 for colour in ((255, 0, 0), (255, 0, 0), (0, 255, 0))]
+    mixed = (*pure[0][:1], *pure[2][:1], Image.new("RGB", (2, 2), (0, 0, 255)))
+    images = [*pure[:2], mixed]
+    groups = tuple(Group(f"{k}", of, ("x",) * 3, "a cat", 0) for k, of in enumerate(images))
+    expected = {"without": ["cat"] * 9}
+    beside = Beside(base="without", expected=expected, forbidden="dog")
+    rows = rows_of("vendi", "distinct", "label-entropy", "prompt-probability", beside=beside, variants=[Drawn("without", groups)])
+    bounds = {"vendi": (1, 3), "distinct": (1, 3), "label-entropy": (0, np.log2(3)), "prompt-probability": (0, 1)}
+    for name, (least, most) in bounds.items():
+        found = rows["without", f"{name}:colours"].interval
+        assert least <= found.low <= found.mean <= found.high <= most
+    assert (rows["without", "distinct:colours"].interval.low, rows["without", "distinct:colours"].interval.high) == (1, 3)
+
+
+def test_pictures_of_a_group_are_averaged_before_pairs_are_resampled():
+    protocol = pair_protocol(variants=("without", "dnp"), margin=0.0)
+    better = np.repeat([1.0, -1.0] * 6, 10)  # the ten pictures of a group have the same winner
+    rows = []
+    for variant, scores in (("without", 0 * better), ("dnp", better)):
+        for metric in ("as-prompted:r", "reference-distance:r"):
+            by_image = {f"group {k // 10}/{k % 10}": float(one) for k, one in enumerate(scores)}
+            rows.append(Row(variant, metric, {}, metrics.Interval(0, 0, 0), by_image=by_image))
+    (table,) = pair_tables(rows, protocol)
+    choice = next(one for one in table.choices if one.who == "dnp")
+    assert choice.correctness == metrics.mean_interval(np.array([1.0, 0.0] * 6)).within(0, 1)
+    assert (table.pictures, choice.correctness.units) == (120, 12)
+    nobody = table.choices[0].correctness
+    assert nobody.low == 0 < nobody.high < 0.3
+
+
+@pytest.mark.parametrize(("groups", "verdict"), [(5, ""), (6, " better"), (12, " better")])
+def test_differences_that_are_all_equal_are_told_from_six_on(groups, verdict):
+    red, green, blue = (Image.new("RGB", (2, 2), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    kinds = {"without": (red, red, green), "negtome": (red, blue, green)}
+    variants = [
+        Drawn(name, tuple(Group(f"{k}", images, ("x",) * 3, "a cat", 0) for k in range(groups))) for name, images in kinds.items()
+    ]
+    asked = asked_for(["distinct"], "colours", "colours")
+    told = results.document(measure(variants, asked, EXTRACTORS, Beside(base="without")), variants, asked, {})
+    table = tables(told)[1]
+    assert table.rows[0][1] == f"+1.000 [1.000, 1.000]{verdict}"
+    assert "an interval of no width: all of them agree" in table.note
+
+
+def test_variants_with_other_groups_are_paired_by_those_that_both_have():
+    fewer = Drawn("negtome", OTHER.groups[:3])
+    rows = rows_of("vendi", "entropy", variants=(BASE, fewer))
+    row, base = rows["negtome", "vendi:colours"], rows["without", "vendi:colours"]
+    keys = [group.key for group in fewer.groups]
+    assert row.paired
+    assert row.pairs == 3
+    mine, theirs = (np.array([one.values[key] for key in keys]) for one in (row, base))
+    assert row.difference.mean == pytest.approx((mine - theirs).mean())
+    asked = asked_for(["vendi", "entropy"], "colours", "colours")
+    means, differences = tables(results.document(list(rows.values()), [BASE, fewer], asked, {}))[:2]
+    assert means.columns[1:] == ("without (12 images in 4 groups, 2 seeds)", "negtome (9 images in 3 groups, 2 seeds)")
+    assert "of each" not in means.note
+    assert "entropy of all labels: of sets, whose values depend on the number of images, which is unequal here" in means.note
+    assert "by the 3 groups that both have" in differences.note
+    one = rows_of("vendi", variants=(BASE, Drawn("negtome", OTHER.groups[:1])))["negtome", "vendi:colours"]
+    assert not one.paired
+
+
+def test_a_table_stands_beside_the_protocol_that_it_is_of():
+    assert [name for name, tables_ in BESIDE.items() if NEGTOME in tables_] == ["diversity"]
