@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from negengine.evaluate.tables import AGREEING, NO_WIDTH
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence"
 DOCUMENT = ROOT / "docs" / "evidence.md"
@@ -88,8 +90,9 @@ def cell(row: Row, metric: str) -> str:
 
 def sure(difference: Row) -> bool:
     low, high = difference["low"], difference["high"]
-    enough = low != high or difference.get("units", 0) >= 6  # no width: from six equal differences on a sign test is sure
-    return low is not None and enough and not low <= 0 <= high
+    if low is None or low <= 0 <= high:
+        return False
+    return high - low >= NO_WIDTH or difference.get("units", 0) >= AGREEING
 
 
 def is_share(metric: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from negengine.evaluate.published import BESIDE, Published
 
 Document = Mapping[str, Any]
+NO_WIDTH = 1e-9  # of an interval: but for rounding, all differences are equal
 AGREEING = 6  # differences of one sign say something from here on: in a sign test their p is 2 ** -5, of five 2 ** -4
 ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
@@ -108,7 +109,7 @@ def _differences(told: Document, base: str, others: Sequence[str]) -> Table:
         rows.append((_title(key, about), *cells))
     found = [row["difference"] for row in told["rows"] if row["difference"] is not None]
     how = f"{_paired(told, found)}{_over(found)}"
-    if any(one["low"] is not None and one["low"] == one["high"] for one in found):
+    if any(one["low"] is not None and one["high"] - one["low"] < NO_WIDTH for one in found):
         how += f"; an interval of no width: all of them agree, which says something from {AGREEING} on"
     note = f"{how}; better or worse where the interval does not hold 0, with as many tests as there are cells."
     return _narrow(Table(f"Differences from {base}", ("", *others), tuple(rows), note))
@@ -169,7 +170,7 @@ def _verdict(about: Mapping[str, Any], difference: Mapping[str, Any]) -> str:
     low, high = difference["low"], difference["high"]
     if low is None or about["better"] is None or low <= 0 <= high:
         return ""
-    if low == high and difference.get("units", 0) < AGREEING:
+    if high - low < NO_WIDTH and difference.get("units", 0) < AGREEING:
         return ""
     return " better" if (difference["low"] > 0) == (about["better"] == "higher") else " worse"
 

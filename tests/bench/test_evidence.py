@@ -280,6 +280,8 @@ def test_differences_that_are_all_equal_need_six_to_be_sure():
         difference = {"mean": 9.0, "low": 9.0, "high": 9.0, "units": units}
         assert evidence_claims.verdict(claim, difference) == said_
         assert evidence_tables.sure(difference) == (units == 6)
+        rounded = difference | {"high": 9.0 + 2e-15}  # equal but for rounding
+        assert evidence_tables.sure(rounded) == (units == 6)
 
 
 def test_rewritten_prompts_name_a_look_of_their_own_for_each_image():
