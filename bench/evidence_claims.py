@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evidence_tables import Row, contrast, number, regrouped
+from evidence_tables import AGREEING, NO_WIDTH, Row, contrast, number, regrouped
 
 Document = Callable[[str], Mapping[str, Any] | None]
 MORE, LESS = 1, -1
@@ -127,6 +127,8 @@ def verdict(claim: Claim, difference: Mapping[str, float | None]) -> str:
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "one value: nothing can be said"
+    if high - low < NO_WIDTH and (difference.get("units") or 0) < AGREEING:  # fewer that agree are no evidence, as in a sign test
+        return "does not show"
     near, far = (low, high) if claim.side == MORE else (-high, -low)
     limit = claim.limit * claim.side
     if near > limit:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from negengine.evaluate.tables import AGREEING, NO_WIDTH
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "evidence"
 DOCUMENT = ROOT / "docs" / "evidence.md"
@@ -88,7 +90,9 @@ def cell(row: Row, metric: str) -> str:
 
 def sure(difference: Row) -> bool:
     low, high = difference["low"], difference["high"]
-    return low is not None and low != high and not low <= 0 <= high
+    if low is None or low <= 0 <= high:
+        return False
+    return high - low >= NO_WIDTH or difference.get("units", 0) >= AGREEING
 
 
 def is_share(metric: str) -> bool:
@@ -169,13 +173,9 @@ def contrast(row: Row, base: Row) -> dict[str, float | None]:
     """The difference of two rows, paired by what they have in common, with its interval."""
     import dataclasses
 
-    import numpy as np
+    from laboratory.numbers import paired
 
-    from negengine.metrics.intervals import difference_interval
-
-    keys = [key for key in base["values"] if key in row["values"]]
-    values, others = (np.array([one["values"][key] for key in keys]) for one in (row, base))
-    return dataclasses.asdict(difference_interval(values, others, paired=True))
+    return dataclasses.asdict(paired(row["values"], base["values"]))
 
 
 @measured("b")

@@ -51,7 +51,7 @@ def away(method: Callable[[tuple[str, ...]], Sequence[Method]]) -> Callable[[int
 
 
 def removal_rows(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
-    """Share of what is forbidden; KL of what is allowed from the base; FID to real pictures that are allowed; fidelity."""
+    """Share of what is forbidden; KL of what is allowed from the base's other seeds; FID to allowed real pictures; fidelity."""
     reading = Reading(drawn)
     shares = reading.by_group(lambda group, read: _share(_is_forbidden(group, read)))
     styles = {group.key: forbidden(str(group.prompt)) for group in drawn[0].groups}
@@ -61,9 +61,7 @@ def removal_rows(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
         if style in styles.values():
             rows += rows_of(f"forbidden {style}", of_style)
     rows += rows_of("as-prompted", reading.by_group(lambda group, read: _share(_as_prompted(group, read))))
-    base = _allowed_kinds(reading.labels[drawn[0].name], list(drawn[0].groups))
-    kl = reading.by_seed(lambda read, seen, groups: _divergence(_allowed_kinds(read, groups), base))
-    rows += rows_of("kl", kl)
+    rows += rows_of("kl", _divergences(reading))
     real = reading.features(_allowed_pictures(list(dict.fromkeys(str(group.prompt) for group in drawn[0].groups))))
     return rows + rows_of("fid", reading.by_seed(lambda read, seen, groups: float(frechet_distance(seen, real))))
 
@@ -87,6 +85,22 @@ def _allowed_kinds(read: Tensor, groups: Sequence[Group]) -> Tensor:
     wrong = torch.tensor([STYLES.index(forbidden(str(group.prompt))) for group in groups for _ in group.images])
     style = (read[:, 3] - wrong) % len(STYLES)
     return (read[:, 1] * (len(STYLES) - 1) + style - 1)[style > 0]
+
+
+def _divergences(reading: Reading) -> dict[str, dict[str, float]]:
+    """Of each seed of every variant, the base too, from the base's other seeds: a seed is always near a pool that holds itself."""
+    base = reading.drawn[0]
+    of_seeds = {
+        seed: _allowed_kinds(reading.labels[base.name][list(of.rows)], of.part.groups) for seed, of in base.by_seed().items()
+    }
+    if len(of_seeds) < 2:
+        raise ValueError("the KL compares with the base's other seeds: draw two seeds or more")
+
+    def value(read: Tensor, seen: Tensor, groups: list[Group]) -> float:
+        others = torch.cat([kinds for seed, kinds in of_seeds.items() if seed != groups[0].seed])
+        return _divergence(_allowed_kinds(read, groups), others)
+
+    return reading.by_seed(value)
 
 
 def _divergence(kinds: Tensor, base: Tensor) -> float:

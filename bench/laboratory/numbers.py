@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -15,7 +16,9 @@ from negengine.evaluate import people
 from negengine.evaluate.asked import asked_for, load_all
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.measure import Beside, Row, class_in, measure
-from negengine.metrics.intervals import Interval, difference_interval, mean_interval
+from negengine.evaluate.protocols import prompt_of
+from negengine.metrics.intervals import Interval, difference_interval, mean_interval, share_interval, units_of
+from negengine.metrics.registry import METRICS
 from negengine.models import load_classifier
 from negengine.models.people.attributes import PROFESSIONS
 
@@ -54,11 +57,11 @@ def of_laboratory(row: Row) -> dict[str, Any]:
     return plain(row.variant, row.metric.replace(f":{people.READER}", ""), row.values, row.interval, row.difference)
 
 
-def plain(variant: str, metric: str, values: Values, interval: Interval, difference: Interval | None) -> dict[str, Any]:
+def plain(variant: str, metric: str, values: Values, interval: Interval | None, difference: Interval | None) -> dict[str, Any]:
     return {
         "variant": variant,
         "metric": metric,
-        **_rounded(interval),
+        **(dict.fromkeys(("mean", "low", "high"), None) if interval is None else _rounded(interval)),
         "difference": None if difference is None else _rounded(difference),
         "values": {key: round(value, 4) for key, value in values.items()},
     }
@@ -73,17 +76,34 @@ def rows_of(metric: str, by_variant: Mapping[str, Values]) -> list[dict[str, Any
     base: Values | None = None
     rows = []
     for variant, values in by_variant.items():
-        interval = mean_interval(np.array(list(values.values())))
+        interval = (share_interval if is_share(metric) else mean_interval)(_independent(values)).within(*possible(metric))
         difference = None
         if base is not None:
-            common = [key for key in base if key in values]
-            first, second = (np.array([one[key] for key in common]) for one in (values, base))
-            difference = difference_interval(first, second, paired=True)
+            difference = paired(values, base)
         base = values if base is None else base
         if is_share(metric):
-            interval, difference = interval.within(0, 1), difference and difference.within(-1, 1)
+            difference = difference and difference.within(-1, 1)
         rows.append(plain(variant, metric, values, interval, difference))
     return rows
+
+
+def paired(values: Values, base: Values) -> Interval:
+    """The difference of what both have."""
+    common = [key for key in base if key in values]
+    return difference_interval(*(_independent({key: one[key] for key in common}) for one in (values, base)), paired=True)
+
+
+def _independent(values: Values) -> NDArray[np.float64]:
+    """As the laboratory does: means of prompts, where there are enough of them; else of groups, or of seeds."""
+    return np.array(list(units_of(values, {key: prompt_of(key) for key in values})[0].values()))
+
+
+def possible(metric: str) -> tuple[float | None, float | None]:
+    """The least and the greatest value; None: no bound that is known."""
+    if is_share(metric):
+        return 0, 1
+    known = METRICS.get(metric.partition(":")[0].partition(" ")[0])
+    return (None, None) if known is None else (known.least, None if callable(known.most) else known.most)
 
 
 def is_share(metric: str) -> bool:
@@ -126,10 +146,11 @@ class Reading:
         """Variant -> seed -> a number, from the labels and features of the seed's images, and its groups."""
         found: dict[str, dict[str, float]] = {}
         for one in self.drawn:
-            sizes = [len(part.images) for part in one.by_seed().values()]
-            labels, features = (whole[one.name].split(sizes) for whole in (self.labels, self._features))
-            parts = zip(one.by_seed().items(), labels, features, strict=True)
-            found[one.name] = {f"seed {seed}": value(read, seen, list(part.groups)) for (seed, part), read, seen in parts}
+            labels, features = self.labels[one.name], self._features[one.name]
+            found[one.name] = {
+                f"seed {seed}": value(labels[list(of.rows)], features[list(of.rows)], list(of.part.groups))
+                for seed, of in one.by_seed().items()
+            }
         return found
 
     def features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _numbers(
         of_metric = {row.variant: row for row in rows if row.metric == one.key}
         metrics[one.key] = {
             "about": {"title": _title(one.metric.title, one.extractor, world), "percent": one.metric.percent},
-            "mean": {variant: row.interval.mean for variant, row in of_metric.items()},
+            "mean": {variant: row.interval.mean for variant, row in of_metric.items() if row.interval is not None},
             "difference": {
                 variant: dataclasses.asdict(row.difference) for variant, row in of_metric.items() if row.difference is not None
             },

@@ -27,8 +27,8 @@ class Variant:
 
     Attributes:
         name: in results.
-        methods: seed -> the methods that act.
-        of_prompts: seed and the prompts of one call -> the methods that act in it, where they depend on the prompts; else None.
+        methods: seed of a call of the pipeline -> the methods that act in it.
+        of_prompts: the same from the seed and the prompts of the call, where they depend on the prompts; else None.
         call: arguments of the pipeline's call in place of the common ones.
         rewrite: the prompts of a group; None: its own for every image.
         negative: the negative prompt of an image; None: that of the call.
@@ -44,14 +44,14 @@ class Variant:
     dnp: DiffusionNegativePrompt | None = None
 
     def acting(self, seed: int, prompts: Sequence[str]) -> list[Method]:
-        """The methods that act on a call with these prompts."""
+        """The methods that act on a call with this seed and these prompts."""
         return [*self.methods(seed), *(self.of_prompts(seed, prompts) if self.of_prompts is not None else ())]
 
     def plain(self, seed: int, prompts: Sequence[str] = ()) -> dict[str, Any]:
         """As JSON can hold it.
 
         Args:
-            prompts: of a first call.
+            seed: of methods with noise of their own. prompts: of a first call.
         """
         told: dict[str, Any] = {"methods": [_told(settings) for settings in self.acting(seed, prompts)], "call": dict(self.call)}
         if self.dnp is not None:
@@ -70,7 +70,9 @@ def draw(
 ) -> list[Drawn]:
     """All images of a protocol.
 
-    Every image has a seed of its own, so that what stands beside it in a batch changes nothing.
+    Every image has a seed of its own, so that without a method, and with NegToMe and others that draw no noise, what else is in a
+    call changes nothing. Methods with noise of their own (CADS, seed variance) are seeded anew for each call, by the seed of its
+    first image, so that groups are independent; which noise a group gets depends on ``groups_a_call``.
 
     Args:
         call: of the pipeline; ``negative_prompt`` is one text.
@@ -86,23 +88,26 @@ def draw(
     for seed in protocol.seeds:
         cases = list(protocol.cases(seed))
         for variant in variants:
-            of_prompts = variant.of_prompts is not None
-            with _acting(pipe, [] if of_prompts else variant.acting(seed, ())):
-                for start in range(0, len(cases), groups_a_call):
-                    part = cases[start : start + groups_a_call]
-                    methods = variant.acting(seed, [case.prompt for case in part])
-                    with _acting(pipe, methods if of_prompts else []):
-                        for group in _draw(pipe, variant, part, {**call, **variant.call}):
-                            groups[variant.name].append(group)
-                            keep(variant.name, group)
-                        reports = list(status(pipe)) if methods else []
-                    watch(variant.name, reports)
-                    did.setdefault(variant.name, [str(report) for report in reports])
+            for start in range(0, len(cases), groups_a_call):
+                part = cases[start : start + groups_a_call]
+                methods = variant.acting(_seed_of_call(part), [case.prompt for case in part])
+                with _acting(pipe, methods):
+                    for group in _draw(pipe, variant, part, {**call, **variant.call}):
+                        groups[variant.name].append(group)
+                        keep(variant.name, group)
+                    reports = list(status(pipe)) if methods else []
+                watch(variant.name, reports)
+                did.setdefault(variant.name, [str(report) for report in reports])
     first, prompts = protocol.seeds[0], protocol.prompts[:groups_a_call]
     return [
         Drawn(variant.name, tuple(groups[variant.name]), variant.plain(first, prompts) | {"reports": did.get(variant.name, [])})
         for variant in variants
     ]
+
+
+def _seed_of_call(cases: Sequence[Case]) -> int:
+    """For methods with noise of their own, which take seeds below 2**32."""
+    return cases[0].image_seeds[0] % 2**32
 
 
 @contextmanager
@@ -142,6 +147,7 @@ def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str,
             prompt=case.prompt,
             seed=case.seed,
             image_seeds=case.image_seeds,
+            call_seed=_seed_of_call(cases),
         )
         for number, case in enumerate(cases)
     ]

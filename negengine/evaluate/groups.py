@@ -17,6 +17,7 @@ class Group:
         key: the same for the same prompt and seed of every variant.
         images: RGB. names: of their files, or of what stands for them.
         prompt: a text; None if unknown. seed: None if unknown. image_seeds: of the noise of each image, where known.
+        call_seed: that methods with noise of their own had when it was drawn; None if unknown.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Group:
     prompt: str | None = None
     seed: int | None = None
     image_seeds: tuple[int, ...] = ()
+    call_seed: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,22 @@ class Drawn:
     def names(self) -> list[str]:
         return [name for group in self.groups for name in group.names]
 
-    def by_seed(self) -> dict[int | None, Drawn]:
-        """The groups of each seed, in order of appearance."""
-        seeds = dict.fromkeys(group.seed for group in self.groups)
-        return {seed: replace(self, groups=tuple(group for group in self.groups if group.seed == seed)) for seed in seeds}
+    def by_seed(self) -> dict[int | None, OfSeed]:
+        """The groups of each seed, in order of appearance. Groups of different seeds may alternate, as the names of files do."""
+        found: dict[int | None, tuple[list[Group], list[int]]] = {}
+        for group, rows in zip(self.groups, rows_of(self.groups), strict=True):
+            groups, of_seed = found.setdefault(group.seed, ([], []))
+            groups.append(group)
+            of_seed += rows
+        return {seed: OfSeed(replace(self, groups=tuple(groups)), tuple(rows)) for seed, (groups, rows) in found.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class OfSeed:
+    """The groups of one seed. rows: which of all images of the variant theirs are, in their order."""
+
+    part: Drawn
+    rows: tuple[int, ...]
 
 
 def rows_of(groups: Sequence[Group]) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from negengine.evaluate.asked import FROM_FILE, Asked
 from negengine.evaluate.groups import Drawn, rows_of
 from negengine.metrics.evidence import Evidence
 from negengine.metrics.extractors import Extractor
-from negengine.metrics.intervals import Interval, difference_interval, mean_interval
+from negengine.metrics.intervals import Interval, Values, difference_interval, mean_interval, share_interval, units_of
 from negengine.metrics.registry import IMAGE, SET
+
+PROMPTS, GROUPS, SEEDS = "prompts", "groups", "seeds"
+COMPARED = "base_labels"  # what a metric needs that compares with the labels of the base
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,17 +46,24 @@ class Row:
 
     Attributes:
         values: for each group, or for the set of each seed.
-        by_image: for metrics of single images: the image's name with its group -> value.
-        interval: of the mean. difference: from the base variant; None for the base itself. paired: whether by group.
+        by_image: for metrics of single images: the image's name with its group -> value. prompts: group -> its prompt.
+        interval: of the mean; None where there is no value. difference: from the base variant; None for the base itself, and
+            where one of both has no value. paired: whether by the groups that both have.
+        over: what is resampled: ``"prompts"`` (their means over groups), ``"groups"`` or ``"seeds"``. difference_over: the same.
+        pairs: how many groups, or seeds of a set, are paired.
     """
 
     variant: str
     metric: str
     values: Mapping[str, float]
-    interval: Interval
+    interval: Interval | None
     difference: Interval | None = None
     paired: bool = False
     by_image: Mapping[str, float] = field(default_factory=dict)
+    over: str = GROUPS
+    difference_over: str = GROUPS
+    pairs: int = 0
+    prompts: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +97,7 @@ def measure(
     rows: list[Row] = []
     for one in asked:
         seen = {variant.name: eyes.look(variant, one) for variant in drawn}
-        given = _Given(extractors.get(one.extractor or ""), *eyes.others(one), beside, seen)
+        given = _Given(extractors.get(one.extractor or ""), *eyes.others(one), beside, seen, drawn[0])
         base: Row | None = None
         for variant in drawn:
             row = _row(variant, one, given, base, seed)
@@ -147,16 +157,18 @@ class _Given:
     asset: Tensor | None
     beside: Beside
     seen: Mapping[str, _Seen]
+    base: Drawn
 
 
 def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int) -> Row:
-    start = 0
     values: dict[str, float] = {}
     by_image: dict[str, float] = {}
-    for number, part in variant.by_seed().items():
-        rows = slice(start, start + len(part.images))
-        start = rows.stop
-        evidence = _evidence(part, one, given, rows, variant.name)
+    for number, of_seed in variant.by_seed().items():
+        part = of_seed.part
+        others = _labels_of_other_seeds(number, variant.name, given) if COMPARED in one.metric.needs else None
+        if COMPARED in one.metric.needs and others is None:
+            continue
+        evidence = _evidence(part, one, given, list(of_seed.rows), variant.name, others)
         found = one.metric.compute(evidence).tolist()
         if one.metric.unit == SET:
             values["all" if number is None else f"seed {number}"] = found[0]
@@ -166,22 +178,57 @@ def _row(variant: Drawn, one: Asked, given: _Given, base: Row | None, seed: int)
             by_image |= dict(zip(names, found, strict=True))
             found = [sum(found[row] for row in group) / len(group) for group in rows_of(part.groups)]
         values |= dict(zip((group.key for group in part.groups), found, strict=True))
-    numbers = np.array(list(values.values()))
-    interval = mean_interval(numbers, seed=seed)
-    difference, paired = None, False
-    if base is not None:
-        paired = base.values.keys() == values.keys()
-        theirs = np.array([base.values[key] for key in values] if paired else list(base.values.values()))
-        difference = difference_interval(numbers, theirs, paired, seed=seed)
-    if one.metric.percent:
-        interval = interval.within(0, 1)
-        difference = difference and difference.within(-1, 1)
-    return Row(variant.name, one.key, values, interval, difference, paired, by_image)
+    if not values:
+        return Row(variant.name, one.key, {}, None)
+    prompts = {group.key: group.prompt for group in variant.groups}
+    least, most = one.metric.possible(max(len(group.images) for group in variant.groups))
+    numbers, over = _independent(values, prompts, one)
+    interval = (share_interval if one.metric.percent else mean_interval)(numbers, seed=seed).within(least, most)
+    row = Row(variant.name, one.key, values, interval, by_image=by_image, over=over, prompts=prompts)
+    return row if base is None or not base.values else _compared(row, base, one, (least, most), seed)
 
 
-def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) -> Evidence:
+def _independent(values: Mapping[str, float], prompts: Mapping[str, str | None], one: Asked) -> tuple[Values, str]:
+    """What is resampled, and its name."""
+    if one.metric.unit == SET:
+        return np.array(list(values.values())), SEEDS
+    found, of_prompts = units_of(values, prompts)
+    return np.array(list(found.values())), PROMPTS if of_prompts else GROUPS
+
+
+def _compared(row: Row, base: Row, one: Asked, possible: tuple[float | None, float | None], seed: int) -> Row:
+    """With its difference from the base: of the groups that both have, where there are two or more, or no others."""
+    common = [key for key in row.values if key in base.values]
+    paired = len(common) >= 2 or row.values.keys() == base.values.keys()
+    mine, theirs = ({key: one.values[key] for key in common} if paired else one.values for one in (row, base))
+    numbers, over = _independent(mine, row.prompts, one)
+    others, _ = _independent(theirs, row.prompts if paired else base.prompts, one)
+    difference = difference_interval(numbers, others, paired, seed=seed)
+    least, most = possible
+    if least is not None and most is not None:
+        difference = difference.within(least - most, most - least)
+    return replace(row, difference=difference, paired=paired, difference_over=over, pairs=len(common) if paired else 0)
+
+
+def _labels_of_other_seeds(seed: int | None, name: str, given: _Given) -> Tensor | None:
+    """What the base drew with the other seeds.
+
+    Its own value would be too low if it were compared with a pool that holds it, and every other variant would look worse. Where
+    it has no other seed, a variant is compared with the only one, and the base with nothing.
+    """
+    labels, base = given.seen[given.beside.base].labels, given.base
+    if labels is None:
+        return None
+    rows = [row for other, of in base.by_seed().items() if other != seed for row in of.rows]
+    if rows:
+        return labels[rows]
+    return None if name == base.name else labels
+
+
+def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str, base_labels: Tensor | None) -> Evidence:
     mine, beside, extractor = given.seen[name], given.beside, given.extractor
     needs, classes = one.metric.needs, mine.classes
+    expected = [beside.expected[name][row] for row in rows] if "expected" in needs and beside.expected else None
     prompts = [group.prompt or "" for group in part.groups for _ in group.images]
     evidence = Evidence(
         images=part.images,
@@ -193,12 +240,12 @@ def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) ->
         classes=classes,
         prompts=prompts if all(prompts) else None,
         texts=extractor.texts(prompts) if "texts" in needs and extractor is not None and extractor.texts else None,
-        expected=_numbers(beside.expected[name][rows], classes) if "expected" in needs and beside.expected and classes else None,
+        expected=_numbers(expected, classes) if expected and classes else None,
         reference=given.reference,
         asset=given.asset,
         asset_image=beside.asset,
         forbidden=int(_numbers([beside.forbidden], classes)) if "forbidden" in needs and beside.forbidden and classes else None,
-        base_labels=given.seen[beside.base].labels,
+        base_labels=base_labels,
     )
     missing = evidence.missing(needs)
     if missing:

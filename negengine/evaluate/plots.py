@@ -36,7 +36,7 @@ def plot(told: Mapping[str, Any], path: Path) -> None:
             colour = OTHER if place else BASE
             if row["low"] is not None:
                 axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2)
-            axis.plot(row["mean"], place, "o", color=colour)
+            axis.plot([row["mean"]], [place], "o", color=colour)  # nothing where the mean is unknown
         axis.set_yticks(range(len(variants)), variants)
         axis.set_ylim(len(variants) - 0.5, -0.5)
         arrow = {"higher": " (more is better)", "lower": " (less is better)", None: ""}[about["better"]]

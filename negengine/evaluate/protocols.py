@@ -34,6 +34,11 @@ class Case:
     image_seeds: tuple[int, ...]
 
 
+def prompt_of(key: str) -> str | None:
+    """The prompt of a group, from the key of its case; None for what is no such key."""
+    return key.rpartition(", seed ")[0] or None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """What all protocols have.
@@ -169,6 +174,10 @@ class Pairs(Protocol):
             raise ValueError(f"margin must be 0 or more, got {self.margin}")
         if "dnp" not in self.variants or len(self.variants) < 2:
             raise ValueError("the protocol pairs compares dnp with at least one other variant")
+        if self.variants[0] == "dnp":
+            raise ValueError(
+                "the protocol pairs compares dnp with the first variant, which must be another: --variant without first"
+            )
 
 
 PROTOCOLS: dict[str, type[Protocol]] = {kind.name: kind for kind in (Diversity, Asset, Removal, Pairs)}

@@ -89,5 +89,5 @@ DNP = (
     ),
 )
 
-BESIDE: Mapping[str, tuple[Published, ...]] = {"diversity": (NEGTOME,), "asset": (NEGTOME, COPYRIGHT), "pairs": DNP}
+BESIDE: Mapping[str, tuple[Published, ...]] = {"diversity": (NEGTOME,), "asset": (COPYRIGHT,), "pairs": DNP}
 """Protocol -> what stands beside its numbers. Of DNG's paper no table could be read."""

@@ -14,7 +14,7 @@ from negengine.evaluate.asked import Asked
 from negengine.evaluate.groups import Drawn
 from negengine.evaluate.measure import Row
 from negengine.evaluate.pairs import PairTable
-from negengine.metrics.intervals import ENOUGH, LEVEL, RESAMPLES
+from negengine.metrics.intervals import ENOUGH, LEVEL, PROMPTS, RESAMPLES
 
 SCHEMA = 1
 WHAT = "evaluate"
@@ -45,7 +45,8 @@ def document(
         "interval": {
             "level": LEVEL,
             "resamples": RESAMPLES,
-            "method": f"percentile bootstrap over groups, or over seeds for sets; Student's t below {ENOUGH} values",
+            "method": f"percentile bootstrap over prompts (of {PROMPTS} or more), else over groups, or over seeds for sets; "
+            f"Student's t below {ENOUGH} values; Wilson's for shares that are all 0 or all 1",
         },
         "metrics": {one.key: _about(one) for one in asked},
         "variants": {variant.name: {**variant.about, **_counts(variant)} for variant in drawn},
@@ -116,11 +117,17 @@ def _plain(row: Row) -> dict[str, Any]:
     return {
         "variant": row.variant,
         "metric": row.metric,
-        **asdict(row.interval),
-        "difference": None if row.difference is None else {**asdict(row.difference), "paired": row.paired},
+        **({**dict.fromkeys(("mean", "low", "high")), "units": 0} if row.interval is None else asdict(row.interval)),
+        "over": row.over,
+        "difference": None if row.difference is None else _difference(row),
         "values": dict(row.values),
         "by_image": dict(row.by_image),
     }
+
+
+def _difference(row: Row) -> dict[str, Any]:
+    assert row.difference is not None
+    return {**asdict(row.difference), "paired": row.paired, "pairs": row.pairs, "over": row.difference_over}
 
 
 def _remarks(drawn: Sequence[Drawn]) -> list[str]:

@@ -39,7 +39,7 @@ class Evidence:
         reference: features ``[M, F]`` of the reference images.
         asset: features ``[1, F]`` of the asset. asset_image: itself.
         forbidden: number of the class that is to be absent.
-        base_labels: int64 ``[M]``, of the variant without any method.
+        base_labels: int64 ``[M]``, of the variant without any method, drawn with other seeds where there are several.
     """
 
     images: Sequence[Image.Image]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +13,50 @@ import numpy.typing as npt
 Values = npt.NDArray[np.float64]
 LEVEL, RESAMPLES = 0.95, 4000
 ENOUGH = 10  # of three values of one sign no resample has the other sign: the bootstrap would be sure where chance is 1 in 4
+PROMPTS = 8  # from so many on, prompts are the units of an interval; of fewer, too little would be left to tell anything
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and between which values it lies at the level asked for; None where one value cannot tell."""
+    """A mean, and between which values it lies at the level asked for; None where one value cannot tell.
+
+    Attributes:
+        units: how many independent values, or pairs of them, it rests on; of two unequal numbers the smaller.
+    """
 
     mean: float
     low: float | None
     high: float | None
+    units: int = field(default=0, compare=False)
 
-    def within(self, least: float, most: float) -> Interval:
-        """Its part between the values that are possible."""
+    def within(self, least: float | None, most: float | None) -> Interval:
+        """Its part between the values that are possible. None: no bound."""
         if self.low is None or self.high is None:
             return self
-        return Interval(self.mean, max(self.low, least), min(self.high, most))
+        low = self.low if least is None else max(self.low, least)
+        return replace(self, low=low, high=self.high if most is None else min(self.high, most))
+
+
+def units_of(values: Mapping[str, float], prompts: Mapping[str, str | None]) -> tuple[dict[str, float], bool]:
+    """Values that may be taken as independent.
+
+    The groups of one prompt at several seeds are alike, so that resampling them singly would be too sure of the mean over prompts.
+
+    Args:
+        values: of groups, by their keys. prompts: key -> prompt; None where it is unknown.
+
+    Returns:
+        The mean of each prompt, and True, where there are ``PROMPTS`` different prompts or more; else the values, and False.
+    """
+    of_prompt: dict[str, list[float]] = {}
+    for key, value in values.items():
+        prompt = prompts.get(key)
+        if prompt is None:
+            return dict(values), False
+        of_prompt.setdefault(prompt, []).append(value)
+    if len(of_prompt) < PROMPTS:
+        return dict(values), False
+    return {prompt: sum(found) / len(found) for prompt, found in of_prompt.items()}, True
 
 
 def mean_interval(values: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -37,10 +68,25 @@ def mean_interval(values: Values, level: float = LEVEL, resamples: int = RESAMPL
     _check(values, level)
     mean = float(values.mean())
     if len(values) == 1:
-        return Interval(mean, None, None)
+        return Interval(mean, None, None, 1)
     if len(values) < ENOUGH:
-        return _student(mean, _error(values), len(values) - 1, level)
-    return _percentiles(mean, _means(values, resamples, np.random.default_rng(seed)), level)
+        return replace(_student(mean, _error(values), len(values) - 1, level), units=len(values))
+    return replace(_percentiles(mean, _means(values, resamples, np.random.default_rng(seed)), level), units=len(values))
+
+
+def share_interval(values: Values, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Of the mean of shares. Where all are 0, or all 1, resampling finds nothing else: then Wilson's for so many values.
+
+    Raises:
+        ValueError: as :func:`mean_interval`.
+    """
+    found = mean_interval(values, level, resamples, seed)
+    number = len(values)
+    if number == 1 or not (np.all(values == 0) or np.all(values == 1)):
+        return found.within(0, 1)
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    low, high = (0.0, z2 / (number + z2)) if found.mean == 0 else (number / (number + z2), 1.0)
+    return Interval(found.mean, low, high, number)
 
 
 def difference_interval(
@@ -63,14 +109,15 @@ def difference_interval(
         return mean_interval(values - base, level, resamples, seed)
     mean, least = float(values.mean() - base.mean()), min(len(values), len(base))
     if least == 1:
-        return Interval(mean, None, None)
+        return Interval(mean, None, None, 1)
     if least < ENOUGH:
         errors = _error(values) ** 2, _error(base) ** 2
         below = errors[0] ** 2 / (len(values) - 1) + errors[1] ** 2 / (len(base) - 1)
         freedom = max(1, math.floor(sum(errors) ** 2 / below)) if below else 1
-        return _student(mean, math.sqrt(sum(errors)), freedom, level)
+        return replace(_student(mean, math.sqrt(sum(errors)), freedom, level), units=least)
     generator = np.random.default_rng(seed)
-    return _percentiles(mean, _means(values, resamples, generator) - _means(base, resamples, generator), level)
+    means = _means(values, resamples, generator) - _means(base, resamples, generator)
+    return replace(_percentiles(mean, means, level), units=least)
 
 
 def student_quantile(probability: float, freedom: int) -> float:

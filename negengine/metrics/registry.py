@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Metric:
         prepare: loads what it needs besides an extractor, so that what is missing is an error before anything is drawn.
         at_least: images that it needs, in a group or in the set.
         percent: whether it is a share.
+        least, most: values that are possible; None: no bound. most may depend on the number of images in a group.
     """
 
     name: str
@@ -49,6 +51,12 @@ class Metric:
     prepare: Callable[[], object] | None = None
     at_least: int = 1
     percent: bool = False
+    least: float | None = None
+    most: float | Callable[[int], float] | None = None
+
+    def possible(self, images: int) -> tuple[float | None, float | None]:
+        """The least and the greatest value for groups of so many images."""
+        return self.least, self.most(images) if callable(self.most) else self.most
 
 
 def _grouped(function: Callable[[Evidence, list[int]], Tensor]) -> Callable[[Evidence], Tensor]:
@@ -112,6 +120,8 @@ _ALL = (
         better=HIGHER,
         extractor="dreamsim",
         at_least=2,
+        least=0,
+        most=2,
     ),
     Metric(
         name="vendi",
@@ -123,6 +133,8 @@ _ALL = (
         better=HIGHER,
         extractor="dreamsim",
         at_least=2,
+        least=1,
+        most=float,
     ),
     Metric(
         name="lpips",
@@ -135,6 +147,7 @@ _ALL = (
         library="lpips",
         prepare=perceptual.lpips_network,
         at_least=2,
+        least=0,
     ),
     Metric(
         name="label-entropy",
@@ -146,6 +159,8 @@ _ALL = (
         better=HIGHER,
         extractor="clip",
         at_least=2,
+        least=0,
+        most=math.log2,
     ),
     Metric(
         name="distinct",
@@ -157,6 +172,8 @@ _ALL = (
         better=HIGHER,
         extractor="clip",
         at_least=2,
+        least=1,
+        most=float,
     ),
     Metric(
         name="entropy",
@@ -167,6 +184,7 @@ _ALL = (
         needs=("labels",),
         better=HIGHER,
         extractor="clip",
+        least=0,
     ),
     Metric(
         name="as-prompted",
@@ -178,6 +196,8 @@ _ALL = (
         better=HIGHER,
         extractor="clip",
         percent=True,
+        least=0,
+        most=1,
     ),
     Metric(
         name="prompt-probability",
@@ -188,6 +208,8 @@ _ALL = (
         needs=("logits", "expected"),
         better=HIGHER,
         extractor="clip",
+        least=0,
+        most=1,
     ),
     Metric(
         name="clip-score",
@@ -198,6 +220,8 @@ _ALL = (
         needs=("features", "texts"),
         better=HIGHER,
         extractor="clip",
+        least=0,
+        most=1,
     ),
     Metric(
         name="vqa-score",
@@ -209,6 +233,8 @@ _ALL = (
         better=HIGHER,
         library="t2v-metrics",
         prepare=perceptual.vqa_judge,
+        least=0,
+        most=1,
     ),
     Metric(
         name="asset-similarity",
@@ -219,6 +245,8 @@ _ALL = (
         needs=("features", "asset"),
         better=LOWER,
         extractor="dreamsim",
+        least=-1,
+        most=1,
     ),
     Metric(
         name="asset-correlation",
@@ -228,6 +256,8 @@ _ALL = (
         unit=IMAGE,
         needs=("asset_image",),
         better=LOWER,
+        least=-1,
+        most=1,
     ),
     Metric(
         name="forbidden",
@@ -239,16 +269,19 @@ _ALL = (
         better=LOWER,
         extractor="clip",
         percent=True,
+        least=0,
+        most=1,
     ),
     Metric(
         name="kl",
         title="KL of the other classes",
-        about="in bits, of the classes that are allowed, from their distribution without any method",
+        about="in bits, of the classes that are allowed, from their distribution without any method and with the other seeds",
         compute=_one(_divergence),
         unit=SET,
         needs=("labels", "classes", "base_labels", "forbidden"),
         better=LOWER,
         extractor="clip",
+        least=0,
     ),
     Metric(
         name="reference-distance",
@@ -259,6 +292,7 @@ _ALL = (
         needs=("features", "reference"),
         better=LOWER,
         extractor="dinov2",
+        least=0,
     ),
     Metric(
         name="fid",
@@ -272,6 +306,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torchmetrics.image.fid", "torchmetrics", "fid"),
         at_least=2,
+        least=0,
     ),
     Metric(
         name="kid",
@@ -299,6 +334,8 @@ _ALL = (
         prepare=_package("torch_fidelity.metric_prc", "torch-fidelity", "precision"),
         at_least=sets.NEIGHBOURS + 1,
         percent=True,
+        least=0,
+        most=1,
     ),
     Metric(
         name="recall",
@@ -313,6 +350,8 @@ _ALL = (
         prepare=_package("torch_fidelity.metric_prc", "torch-fidelity", "recall"),
         at_least=sets.NEIGHBOURS + 1,
         percent=True,
+        least=0,
+        most=1,
     ),
     Metric(
         name="inception-score",
@@ -326,6 +365,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torchmetrics.image.fid", "torchmetrics", "inception-score"),
         at_least=2,
+        least=1,
     ),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

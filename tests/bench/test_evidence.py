@@ -10,12 +10,14 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import chromium, faults, screenshot
 from PIL import Image
 
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.people import sentence
+from negengine.metrics.intervals import mean_interval
 from negengine.models.people import pictures, prompts
 from negengine.models.people.attributes import STYLES
 from negengine.models.people.world import shares
@@ -65,7 +67,7 @@ def sample():
     looks, cost = list(evidence_tables.LOOKS), list(evidence_tables.COST)
 
     def gain(variant, metric):
-        return 0.5 + (metric in looks and "negtome" in variant)
+        return 0.5 + (metric in looks) * (1 + ("negtome" in variant))
 
     modes = ["without", *(f"negtome {mode}" for mode in ("others", "first", "previous", "first, release"))]
     others = ["CADS 0.25", "CADS 1", "seed variance 1", "seed variance 3", "guidance interval", "rewriting", "rewriting + negtome"]
@@ -122,7 +124,7 @@ def said(results, words):
 
 def test_each_verdict_is_that_of_the_interval(results):
     shows = said(results, "raises the distinct looks of a group (people-flux)")
-    assert "0.50 → 1.50, +1.00 [" in shows
+    assert "1.50 → 2.50, +1.00 [" in shows
     assert shows.endswith("| **shows** |")
     assert said(results, "less than 3 points of profession as prompted (people-flux)").endswith("| **shows** |")
     assert said(results, "`others` gives more distinct looks than `first` (flux)").endswith("| does not show |")
@@ -148,10 +150,10 @@ def test_a_part_without_results_is_said_to_be_none():
 def test_tables_have_every_variant_and_mark_what_is_sure(results, monkeypatch):
     monkeypatch.setattr(evidence_tables, "document", results.get)
     text = evidence_tables.modes()
-    assert "| negtome others | 1.50, **+1.00 [" in text
+    assert "| negtome others | 2.50, **+1.00 [" in text
     assert "8 prompts, groups of 4, 3 seeds: 96 images of each variant." in text
     assert "`python bench/evidence.py --part a`: 9 images, seeds 0, 1, 2; P, torch 2, 2026-11-26." in text
-    assert "| seed variance 3 | 0.5" in evidence_tables.rivals()
+    assert "| seed variance 3 | 1.5" in evidence_tables.rivals()
     assert evidence_tables.guidance().count(", **+") == 5 * 4
     assert evidence_tables.pairs().count("| DNP against") == 4
     assert "| related, people-sdxl, watched, those that show it | 3 | 0.1 | 0.6 | 0.6 | 0.6 |" in evidence_tables.posterior()
@@ -195,6 +197,42 @@ def test_what_is_forbidden_and_what_became_of_the_rest_is_counted():
     assert rows["cleared", "as-prompted"] > 0.8
 
 
+def test_the_divergence_is_from_the_base_s_other_seeds():
+    wrong = STYLES.index(avoiding.forbidden(avoiding.PROMPTS[1]))
+    first, second = (style for style in range(3) if style != wrong)
+    text = avoiding.PROMPTS[1]
+
+    def of(name, *styles):
+        looks = [[(gender, style) for gender in range(3)] * 2 for style in styles]
+        groups = (Group(f"{text}, seed {k}", real(text, one), ("a",) * 6, text, k) for k, one in enumerate(looks))
+        return Drawn(name, tuple(groups))
+
+    found = avoiding.removal_rows([of("without", first, second), of("other", second, first)])
+    rows = {row["variant"]: row["values"] for row in found if row["metric"] == "kl"}
+    assert min(rows["without"].values()) > 1  # each of its seeds draws the other style
+    assert max(rows["other"].values()) < 0.3
+    with pytest.raises(ValueError, match="two seeds or more"):
+        avoiding.removal_rows([of("without", first)])
+
+
+def test_seeds_that_alternate_have_the_labels_and_features_of_their_own_groups():
+    looks = [(gender, style) for gender in range(3) for style in range(3)]
+    both = avoiding.PROMPTS[1], avoiding.PROMPTS[4]
+    groups = [Group(f"{text}, {seed}", real(text, looks), ("a",) * 9, text, seed) for text in both for seed in range(2)]
+    reading = numbers.Reading([Drawn("without", tuple(groups))])
+    whole = reading.features([image for group in groups[::2] for image in group.images])
+
+    def as_prompted(read, seen, groups):
+        assert seen.shape == whole.shape
+        assert (seen - whole).abs().max() < 1e-4  # both seeds hold the same pictures
+        asked = [prompts.named(group.prompt)[0] for group in groups for _ in group.images]
+        return sum(int(a) == b for a, b in zip(read[:, 0], asked, strict=True)) / len(asked)
+
+    found = reading.by_seed(as_prompted)["without"]
+    assert list(found) == ["seed 0", "seed 1"]
+    assert min(found.values()) > 0.8
+
+
 def test_the_prompts_leave_the_style_open_with_equal_shares():
     assert len({avoiding.forbidden(prompt) for prompt in avoiding.PROMPTS}) == 3
     for prompt in avoiding.PROMPTS:
@@ -217,6 +255,33 @@ def test_rows_are_paired_by_their_keys_and_shares_stay_shares():
     assert again[0]["mean"] == pytest.approx(3.4 / 4)
     with pytest.raises(ValueError, match="a is measured twice"):
         numbers.pooled([[first], [first]])
+
+
+def test_groups_of_one_prompt_are_no_independent_values():
+    generator = random.Random(0)
+    of_prompt = {f"prompt {k}": generator.gauss(0.5, 0.1) for k in range(12)}
+    values = {f"{prompt}, seed {seed}": mean for prompt, mean in of_prompt.items() for seed in range(3)}
+    base = dict.fromkeys(values, 0.3)
+    one, other = numbers.rows_of("vendi", {"base": base, "other": {key: 1 + value for key, value in values.items()}})
+    assert one["units"] == other["units"] == other["difference"]["units"] == 12
+    alone = mean_interval(np.array([0.7 + mean for mean in of_prompt.values()]))
+    assert (other["difference"]["low"], other["difference"]["high"]) == pytest.approx((alone.low, alone.high), abs=1e-4)
+    few = {key: value for key, value in values.items() if int(key.split()[1].strip(",")) < 7}
+    assert numbers.rows_of("vendi", {"base": few})[0]["units"] == 21
+    assert numbers.rows_of("fid", {"base": {f"seed {k}": 2.0 * k for k in range(3)}})[0]["low"] == 0
+    none, all_ = numbers.rows_of("forbidden", {"none": dict.fromkeys(values, 0.0), "all": dict.fromkeys(values, 1.0)})
+    assert (none["low"], none["high"]) == pytest.approx((0, 0.2425), abs=1e-3)  # Wilson's of 0 in 12
+    assert (all_["low"], all_["high"]) == pytest.approx((1 - 0.2425, 1), abs=1e-3)
+
+
+def test_differences_that_are_all_equal_need_six_to_be_sure():
+    claim = evidence_claims.CLAIMS[0]
+    for units, said_ in ((5, "does not show"), (6, "**shows**" if claim.side == evidence_claims.MORE else "the contrary shows")):
+        difference = {"mean": 9.0, "low": 9.0, "high": 9.0, "units": units}
+        assert evidence_claims.verdict(claim, difference) == said_
+        assert evidence_tables.sure(difference) == (units == 6)
+        rounded = difference | {"high": 9.0 + 2e-15}  # equal but for rounding
+        assert evidence_tables.sure(rounded) == (units == 6)
 
 
 def test_rewritten_prompts_name_a_look_of_their_own_for_each_image():

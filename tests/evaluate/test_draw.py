@@ -11,7 +11,7 @@ from negengine import NegToMe, ReferenceImage, models, status
 from negengine.evaluate.draw import Variant, draw
 from negengine.evaluate.prompting import chosen_by_seed, negatives, rewriting
 from negengine.evaluate.protocols import Diversity
-from negengine.methods import NegativePrompting
+from negengine.methods import CADS, NegativePrompting
 
 PROTOCOL = Diversity(prompts=("cat", "dog"), images=3, seeds=(0, 1), metrics=("vendi",))
 
@@ -137,3 +137,40 @@ def test_a_picture_that_is_in_no_file_is_said_to_be_in_memory():
     (told,) = Variant(name="away", methods=lambda seed: [reference]).plain(0)["methods"]
     assert told["reference"] == [{"image": "in memory", "mask": True, "noise": True}]
     assert told["method"] == "negtome"
+
+
+@pytest.mark.parametrize(("groups_a_call", "seeds"), [(1, [0, 1000, 1_000_000, 1_001_000]), (2, [0, 1_000_000])])
+def test_methods_with_noise_of_their_own_are_seeded_anew_for_each_call(groups_a_call, seeds, monkeypatch):
+    acted, asked = [], []
+    monkeypatch.setattr("negengine.evaluate.draw.apply", lambda pipe, *methods: acted.append([one.seed for one in methods]))
+    monkeypatch.setattr("negengine.evaluate.draw.remove", lambda pipe: None)
+    monkeypatch.setattr("negengine.evaluate.draw.status", lambda pipe: [])
+
+    def of_prompts(seed, prompts):
+        asked.append((seed, len(prompts)))
+        return [CADS(seed=seed)]
+
+    variants = [Variant(name="a", methods=lambda seed: [CADS(seed=seed)]), Variant(name="b", of_prompts=of_prompts)]
+    first, other = draw(Pipe(), PROTOCOL, variants, {}, groups_a_call)
+    both = [[seed] for seed in seeds]
+    half = len(both) // 2
+    assert acted == both[:half] * 2 + both[half:] * 2  # a and b with the first seed, then with the second
+    assert asked[: len(seeds)] == [(seed, groups_a_call) for seed in seeds]
+    assert first.about["methods"] == other.about["methods"]
+    assert [group.call_seed for group in first.groups] == [seed for seed in seeds for _ in range(groups_a_call)]
+
+
+def test_the_groups_of_a_seed_have_noise_of_their_own_in_a_pipeline():
+    """With the same image noise and prompt, CADS would draw the same pictures of every group if its noise began anew."""
+    pipe, call = models.load("mnist-sdxl"), models.preset("mnist-sdxl").call_kwargs() | {"num_inference_steps": 3}
+    noises = []
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: noises.append(kwargs["encoder_hidden_states"].clone()), with_kwargs=True
+    )
+    protocol = Diversity(prompts=("a digit", "a handwritten digit"), images=1, seeds=(0,), metrics=("vendi",))
+    draw(pipe, protocol, [Variant(name="cads", methods=lambda seed: [CADS(seed=seed)]), Variant(name="without")], call)
+    hook.remove()
+    added = [one - plain for one, plain in zip(noises[0:6:3], noises[6:12:3], strict=True)]
+    assert added[0].abs().max() > 0.01
+    cosine = torch.nn.functional.cosine_similarity(added[0].flatten(), added[1].flatten(), dim=0)
+    assert cosine.abs() < 0.5

@@ -13,9 +13,11 @@ from negengine import metrics
 from negengine.evaluate import results
 from negengine.evaluate.asked import FROM_FILE, asked_for, check_needs, load_all
 from negengine.evaluate.groups import Drawn, Group
-from negengine.evaluate.measure import Beside, class_in, measure
+from negengine.evaluate.measure import Beside, Row, class_in, measure
 from negengine.evaluate.pairs import NOBODY, pair_tables
+from negengine.evaluate.plots import plot
 from negengine.evaluate.protocols import CATEGORIES, PREFIXES, Diversity, Pairs, Removal, protocol_named
+from negengine.evaluate.published import BESIDE, NEGTOME
 from negengine.evaluate.tables import markdown, tables
 from negengine.metrics.extractors import Extractor
 
@@ -35,10 +37,11 @@ def drawn(name, seed, groups=4, images=3, prompts=("a cat", "a dog"), seeds=2):
     made = []
     for number in range(groups):
         pixels = generator.integers(0, 256, size=(images, 3))
-        key = f"{prompts[number % len(prompts)]}, seed {number % seeds}, {number}"
+        prompt, seed = prompts[number // seeds % len(prompts)], number % seeds  # groups of different seeds alternate
+        key = f"{prompt}, seed {seed}, {number}"
         names = tuple(f"{key}/{k}" for k in range(images))
         pictures = tuple(Image.new("RGB", (2, 2), tuple(map(int, colour))) for colour in pixels)
-        made.append(Group(key, pictures, names, prompts[number % len(prompts)], number * seeds // groups))
+        made.append(Group(key, pictures, names, prompt, seed))
     return Drawn(name, tuple(made))
 
 
@@ -71,23 +74,29 @@ def test_images_are_averaged_in_their_group_and_kept():
     row = rows["negtome", "as-prompted:colours"]
     read = [CLASSES[number] for number in READER.logits(OTHER.images).argmax(-1)]
     right = [float(a == b) for a, b in zip(read, expected["negtome"], strict=True)]
-    assert list(row.by_image.values()) == right
-    assert list(row.values.values()) == pytest.approx([sum(right[k : k + 3]) / 3 for k in range(0, 12, 3)])
+    keys = [group.key for group in OTHER.groups]
+    assert row.by_image == {f"{keys[k // 3]}/{k % 3}": one for k, one in enumerate(right)}
+    assert row.values == pytest.approx({key: sum(right[3 * k : 3 * k + 3]) / 3 for k, key in enumerate(keys)})
     assert 0 <= row.interval.low <= row.interval.high <= 1
+
+
+def parts(variant):
+    """The images of seed 0 and of seed 1."""
+    return [[image for group in variant.groups if group.seed == seed for image in group.images] for seed in range(2)]
 
 
 def test_sets_have_a_value_for_each_seed():
     beside = Beside(base="without", forbidden="dog")
     rows = rows_of("entropy", "kl", "forbidden", beside=beside)
-    halves = [OTHER.images[:6], OTHER.images[6:]]
-    labels = [READER.logits(half).argmax(-1) for half in halves]
+    labels = [READER.logits(part).argmax(-1) for part in parts(OTHER)]
     assert rows["negtome", "entropy:colours"].values == pytest.approx(
         {f"seed {seed}": metrics.label_entropy(labels[seed]).item() for seed in range(2)}
     )
-    base = READER.logits(BASE.images).argmax(-1)
-    assert rows["negtome", "kl:colours"].values == pytest.approx(
-        {f"seed {seed}": metrics.label_divergence(labels[seed], base, 3, without=1).item() for seed in range(2)}
-    )
+    base = [READER.logits(part).argmax(-1) for part in parts(BASE)]
+    for name, own in (("without", base), ("negtome", labels)):  # both are compared with the base's other seed
+        assert rows[name, "kl:colours"].values == pytest.approx(
+            {f"seed {seed}": metrics.label_divergence(own[seed], base[1 - seed], 3, without=1).item() for seed in range(2)}
+        )
     assert rows["negtome", "forbidden:colours"].interval.mean == pytest.approx(float((torch.cat(labels) == 1).double().mean()))
 
 
@@ -221,8 +230,6 @@ def test_the_best_picture_by_more_than_the_margin(seed, margin):
 
 
 def fake(variant, metric, values):
-    from negengine.evaluate.measure import Row
-
     by_image = {str(k): float(value) for k, value in enumerate(values)}
     return Row(variant, metric, {}, metrics.Interval(0, 0, 0), by_image=by_image)
 
@@ -252,6 +259,7 @@ def test_protocols_are_the_papers_by_default():
         (lambda: Diversity(seeds=(-1,)), "seeds must lie in"),
         (lambda: pair_protocol(margin=-1), "margin must be 0 or more"),
         (lambda: pair_protocol(variants=("without", "standard")), "compares dnp with at least one other"),
+        (lambda: pair_protocol(variants=("dnp", "without")), "the first variant, which must be another"),
         (lambda: Pairs(prompts=("x",), correctness="as-prompted"), "not among its metrics"),
     ],
 )
@@ -272,3 +280,134 @@ def test_every_picture_is_seen_once_by_each_extractor():
     asked = asked_for(["vendi", "distance", "reference-distance"], "colours")
     measure([BASE, OTHER], asked, counting, Beside(base="without", reference=reference))
     assert sorted(looked) == [5, 12, 12]
+
+
+def test_groups_of_seeds_that_alternate_have_their_own_prompts_and_features():
+    """As folders sort them: by prompt first."""
+    colours = {"a red": (255, 0, 0), "a blue": (0, 0, 255)}
+    keys = [(prompt, seed) for prompt in colours for seed in range(2)]
+    groups = [Group(f"{p}, {s}", (Image.new("RGB", (2, 2), colours[p]),) * 2, ("x",) * 2, p, s) for p, s in keys]
+    reader = Extractor("words", seen, texts=lambda texts: torch.tensor([colours[text] for text in texts]) / 255)
+    (row,) = measure([Drawn("a", tuple(groups))], asked_for(["clip-score:words"]), {"words": reader}, Beside(base="a"))
+    assert row.values == pytest.approx({group.key: 1.0 for group in groups})
+
+
+def test_a_method_that_changes_nothing_has_the_divergence_of_the_base():
+    """Compared with a pool that holds them, the base's seeds would have half the divergence of the same distribution."""
+    generator = np.random.default_rng(0)
+    kinds = [Image.new("RGB", (1, 1), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+
+    def labelled(name):
+        groups = [[kinds[k] for k in generator.choice(3, size=20)] for _ in range(3)]
+        return Drawn(name, tuple(Group(f"{k}", tuple(group), ("x",) * 20, "a cat", k) for k, group in enumerate(groups)))
+
+    found = {"without": [], "same": []}
+    for _ in range(300):
+        rows = rows_of("kl", beside=Beside(base="without", forbidden="dog"), variants=[labelled(name) for name in found])
+        for name, values in found.items():
+            values.append(rows[name, "kl:colours"].interval.mean)
+    assert np.mean(found["without"]) == pytest.approx(np.mean(found["same"]), rel=0.3)
+
+
+def test_with_one_seed_the_divergence_of_the_base_is_unknown(tmp_path):
+    variants = [drawn("without", 0, seeds=1), drawn("negtome", 1, seeds=1)]
+    asked = asked_for(["kl"], "colours", "colours")
+    rows = measure(variants, asked, EXTRACTORS, Beside(base="without", forbidden="dog"))
+    assert rows[0].values == {}
+    assert rows[0].interval is rows[0].difference is rows[1].difference is None
+    labels = [READER.logits(variant.images).argmax(-1) for variant in reversed(variants)]
+    assert rows[1].values == pytest.approx({"seed 0": metrics.label_divergence(*labels, 3, without=1).item()})
+    told = results.document(rows, variants, asked, {"protocol": "removal"})
+    means, differences = tables(told)[:2]
+    plot(told, tmp_path / "evaluate.png")
+    assert means.rows[0][1] == "-"
+    assert differences.rows[0][1] == "-"
+
+
+def test_prompts_are_what_is_resampled_where_there_are_eight():
+    prompts = tuple(f"prompt {number}" for number in range(8))
+    variants = [drawn(name, k, groups=24, prompts=prompts, seeds=3) for k, name in enumerate(("without", "negtome"))]
+    rows = rows_of("vendi", "entropy", variants=variants)
+    of_prompt = {
+        name: [
+            np.mean([rows[name, "vendi:colours"].values[g.key] for g in both.groups if g.prompt == prompt]) for prompt in prompts
+        ]
+        for name, both in zip(("without", "negtome"), variants, strict=True)
+    }
+    row = rows["negtome", "vendi:colours"]
+    assert (row.over, row.difference_over, row.interval.units, row.pairs) == ("prompts", "prompts", 8, 24)
+    mine, base = (np.array(of_prompt[name]) for name in ("negtome", "without"))
+    assert row.interval == metrics.mean_interval(mine).within(1, 3)
+    assert row.difference.low == pytest.approx(metrics.difference_interval(mine, base, paired=True).low)
+    assert (rows["negtome", "entropy:colours"].over, rows["negtome", "entropy:colours"].interval.units) == ("seeds", 3)
+    asked = asked_for(["vendi", "entropy"], "colours", "colours")
+    told = results.document(list(rows.values()), variants, asked, {})
+    assert "mean, over 8 prompts (each the mean of its groups) or 3 seeds." in tables(told)[0].note
+
+
+def test_intervals_hold_no_impossible_values():
+    pure = [(Image.new("RGB", (2, 2), colour),) * 3 for colour in ((255, 0, 0), (255, 0, 0), (0, 255, 0))]
+    mixed = (*pure[0][:1], *pure[2][:1], Image.new("RGB", (2, 2), (0, 0, 255)))
+    images = [*pure[:2], mixed]
+    groups = tuple(Group(f"{k}", of, ("x",) * 3, "a cat", 0) for k, of in enumerate(images))
+    expected = {"without": ["cat"] * 9}
+    beside = Beside(base="without", expected=expected, forbidden="dog")
+    rows = rows_of("vendi", "distinct", "label-entropy", "prompt-probability", beside=beside, variants=[Drawn("without", groups)])
+    bounds = {"vendi": (1, 3), "distinct": (1, 3), "label-entropy": (0, np.log2(3)), "prompt-probability": (0, 1)}
+    for name, (least, most) in bounds.items():
+        found = rows["without", f"{name}:colours"].interval
+        assert least <= found.low <= found.mean <= found.high <= most
+    assert (rows["without", "distinct:colours"].interval.low, rows["without", "distinct:colours"].interval.high) == (1, 3)
+
+
+def test_pictures_of_a_group_are_averaged_before_pairs_are_resampled():
+    protocol = pair_protocol(variants=("without", "dnp"), margin=0.0)
+    better = np.repeat([1.0, -1.0] * 6, 10)  # the ten pictures of a group have the same winner
+    rows = []
+    for variant, scores in (("without", 0 * better), ("dnp", better)):
+        for metric in ("as-prompted:r", "reference-distance:r"):
+            by_image = {f"group {k // 10}/{k % 10}": float(one) for k, one in enumerate(scores)}
+            rows.append(Row(variant, metric, {}, metrics.Interval(0, 0, 0), by_image=by_image))
+    (table,) = pair_tables(rows, protocol)
+    choice = next(one for one in table.choices if one.who == "dnp")
+    assert choice.correctness == metrics.mean_interval(np.array([1.0, 0.0] * 6)).within(0, 1)
+    assert (table.pictures, choice.correctness.units) == (120, 12)
+    nobody = table.choices[0].correctness
+    assert nobody.low == 0 < nobody.high < 0.3
+
+
+@pytest.mark.parametrize(("groups", "verdict"), [(5, ""), (6, " better"), (12, " better")])
+def test_differences_that_are_all_equal_are_told_from_six_on(groups, verdict):
+    red, green, blue = (Image.new("RGB", (2, 2), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    kinds = {"without": (red, red, green), "negtome": (red, blue, green)}
+    variants = [
+        Drawn(name, tuple(Group(f"{k}", images, ("x",) * 3, "a cat", 0) for k in range(groups))) for name, images in kinds.items()
+    ]
+    asked = asked_for(["distinct"], "colours", "colours")
+    told = results.document(measure(variants, asked, EXTRACTORS, Beside(base="without")), variants, asked, {})
+    table = tables(told)[1]
+    assert table.rows[0][1] == f"+1.000 [1.000, 1.000]{verdict}"
+    assert "an interval of no width: all of them agree" in table.note
+
+
+def test_variants_with_other_groups_are_paired_by_those_that_both_have():
+    fewer = Drawn("negtome", OTHER.groups[:3])
+    rows = rows_of("vendi", "entropy", variants=(BASE, fewer))
+    row, base = rows["negtome", "vendi:colours"], rows["without", "vendi:colours"]
+    keys = [group.key for group in fewer.groups]
+    assert row.paired
+    assert row.pairs == 3
+    mine, theirs = (np.array([one.values[key] for key in keys]) for one in (row, base))
+    assert row.difference.mean == pytest.approx((mine - theirs).mean())
+    asked = asked_for(["vendi", "entropy"], "colours", "colours")
+    means, differences = tables(results.document(list(rows.values()), [BASE, fewer], asked, {}))[:2]
+    assert means.columns[1:] == ("without (12 images in 4 groups, 2 seeds)", "negtome (9 images in 3 groups, 2 seeds)")
+    assert "of each" not in means.note
+    assert "entropy of all labels: of sets, whose values depend on the number of images, which is unequal here" in means.note
+    assert "by the 3 groups that both have" in differences.note
+    one = rows_of("vendi", variants=(BASE, Drawn("negtome", OTHER.groups[:1])))["negtome", "vendi:colours"]
+    assert not one.paired
+
+
+def test_a_table_stands_beside_the_protocol_that_it_is_of():
+    assert [name for name, tables_ in BESIDE.items() if NEGTOME in tables_] == ["diversity"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from negengine.metrics.intervals import Interval, difference_interval, mean_interval, student_quantile
+from negengine.metrics.intervals import Interval, difference_interval, mean_interval, share_interval, student_quantile, units_of
 
 numbers = st.integers(2, 9).flatmap(lambda n: st.lists(st.floats(-5, 5), min_size=n, max_size=n)).map(np.array)
 
@@ -90,3 +90,42 @@ def test_an_interval_stays_within_what_is_possible():
 def test_bad_input_is_one_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("n", [2, 5, 12, 30])
+def test_shares_that_are_all_0_or_all_1_have_wilson_s_interval(n):
+    for hits in (0, n):
+        found = share_interval(np.full(n, hits / n))
+        expected = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+        assert found.units == n
+    assert share_interval(np.array([0.0])) == Interval(0, None, None)
+    mixed = np.array([0.0] * 11 + [1.0])
+    assert share_interval(mixed) == mean_interval(mixed).within(0, 1)
+
+
+def test_prompts_are_the_units_where_there_are_eight():
+    values = {f"{prompt}{seed}": float(prompt + seed) for prompt in range(8) for seed in (0, 2)}
+    prompts = {key: key[0] for key in values}
+    assert units_of(values, prompts) == ({str(prompt): prompt + 1 for prompt in range(8)}, True)
+    few = {key: value for key, value in values.items() if key[0] != "7"}
+    assert units_of(few, prompts) == (few, False)
+    assert units_of(values, {**prompts, "70": None}) == (values, False)
+
+
+def test_the_interval_of_the_mean_over_prompts_holds_it_although_seeds_repeat_them():
+    """Resampling the groups singly would hold it in some 70 % of cases."""
+    generator = np.random.default_rng(0)
+    held = []
+    for _ in range(300):
+        of_prompts, noise = generator.normal(size=20), generator.normal(0, 0.2, size=(20, 3))
+        values = {f"{k}/{seed}": of_prompts[k] + noise[k, seed] for k in range(20) for seed in range(3)}
+        found, _ = units_of(values, {key: key.partition("/")[0] for key in values})
+        interval = mean_interval(np.array(list(found.values())), resamples=400)
+        held.append(interval.low <= 0 <= interval.high)
+    assert np.mean(held) > 0.88
+
+
+def test_an_interval_may_have_one_bound_alone():
+    assert Interval(0.5, -0.2, 1.2).within(0, None) == Interval(0.5, 0, 1.2)
+    assert Interval(0.5, -0.2, 1.2).within(None, 1) == Interval(0.5, -0.2, 1)

@@ -124,4 +124,4 @@ def _labels(drawn: Sequence[Drawn], path: str | None, asked: Sequence[Asked]) ->
 
 def _in_a_set(variant: Drawn) -> int:
     """The images of the smallest set: those of a seed."""
-    return min(len(part.images) for part in variant.by_seed().values())
+    return min(len(of.rows) for of in variant.by_seed().values())

@@ -246,10 +246,10 @@ def _keeper(
         numbers[name] += 1
         seeds = group.image_seeds
         told: dict[str, Any] = {"prompt": group.prompt, "group": group.key, "group seed": group.seed, "variant": name}
-        told.update(versions=versions(), machine=machine(), how=variant.plain(group.seed or 0))
+        told.update(versions=versions(), machine=machine(), how=variant.plain(group.call_seed or 0))
         if variant.rewrite is variant.negative is variant.dnp is None:  # `negengine generate --like` repeats the group
             arguments = {**call, **variant.call}
-            of_group = (list(seeds), dtype, device, arguments, variant.methods(group.seed or 0), own.scheduler)
+            of_group = (list(seeds), dtype, device, arguments, variant.methods(group.call_seed or 0), own.scheduler)
             run = Run(str(own.model), [str(group.prompt)], len(seeds), *of_group)
             told["run"] = run.plain(pipe)
         for index, image in enumerate(group.images):
