@@ -121,7 +121,8 @@ def test_zero_shot_classes_are_the_nearest_texts(monkeypatch):
         encode_image=lambda batch, normalize: torch.nn.functional.normalize(batch.flatten(2).mean(-1), dim=-1),
     )
     fake = types.ModuleType("open_clip")
-    fake.create_model_and_transforms = lambda *args, **kwargs: (
+    built = []
+    fake.create_model_and_transforms = lambda *args, **kwargs: built.append((args, kwargs)) or (
         model, None, lambda image: torch.tensor(list(image.tobytes()), dtype=torch.float32).view(-1, 3).T[:, :, None],
     )  # fmt: skip
     fake.get_tokenizer = lambda name: lambda texts: torch.tensor([colours[text] for text in texts])
@@ -130,6 +131,8 @@ def test_zero_shot_classes_are_the_nearest_texts(monkeypatch):
     images = [Image.new("RGB", (2, 2), colour) for colour in ((200, 10, 0), (9, 80, 0), (255, 0, 3))]
     assert [reader.classes[number] for number in reader.logits(images).argmax(-1)] == ["red", "green", "red"]
     assert load_extractor("clip").logits is None
+    for args, kwargs in built:  # OpenAI's weights were trained with another activation than the model's own
+        assert (args, kwargs["pretrained"], kwargs["force_quick_gelu"]) == (("ViT-B-32",), "openai", True)
 
 
 def test_lpips_is_the_mean_over_pairs():
