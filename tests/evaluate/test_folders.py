@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from negengine import png
-from negengine.evaluate.folders import read_folder
+from negengine.evaluate.folders import open_image, read_folder
 from negengine.evaluate.groups import check_alike, rows_of
 from negengine.evaluate.named import check_used, for_images, read_named
 
@@ -82,6 +83,45 @@ def test_folders_that_cannot_be_read(tmp_path):
         (tmp_path / "broken.png").write_bytes(content)
         with pytest.raises(ValueError, match=r"broken.png cannot be read as an image"):
             read_folder(tmp_path)
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    for name in ("deep.png", "deep.tif"):
+        picture = open_image(tmp_path / name)
+        assert [picture.getpixel((x, 0)) for x in range(4)] == [(value,) * 3 for value in (0, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_range_are_refused(tmp_path, mode):
+    Image.new(mode, (2, 2), 300).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=rf"a\.tif cannot be read as an image: its mode {mode} holds numbers of no certain range"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    picture = Image.new("RGBA", (3, 1), (200, 0, 0, 255))
+    picture.putpixel((1, 0), (200, 0, 0, 0))
+    picture.putpixel((2, 0), (0, 0, 0, 51))
+    picture.save(tmp_path / "a.png")
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 9, 9])
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert [open_image(tmp_path / "a.png").getpixel((x, 0)) for x in range(3)] == [(200, 0, 0), (255,) * 3, (204,) * 3]
+    assert open_image(tmp_path / "b.png").getpixel((0, 0)) == (255,) * 3
+
+
+def test_a_photo_is_turned_as_its_exif_says(tmp_path):
+    picture = Image.new("RGB", (2, 4), "black")
+    picture.paste("white", (0, 0, 2, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    picture.save(tmp_path / "a.png", exif=exif)
+    turned = open_image(tmp_path / "a.png")
+    assert turned.size == (4, 2)
+    assert [turned.getpixel((x, 0)) for x in (0, 3)] == [(0, 0, 0), (255, 255, 255)]
 
 
 def test_groups_that_do_not_fit(tmp_path):
