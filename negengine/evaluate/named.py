@@ -50,7 +50,7 @@ def _of_json(path: Path, text: str, what: str) -> dict[str, str]:
 
 
 def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> list[str]:
-    """What a file says of every image of a variant: by the image's name, ``VARIANT/name``, or the key of its group.
+    """What a file says of every image of a variant: by the image's name or the key of its group, or either as ``VARIANT/name``.
 
     Raises:
         ValueError: an image that it says nothing of; says which, and how many.
@@ -58,7 +58,8 @@ def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> lis
     found, missing = [], []
     for group in drawn.groups:
         for name in group.names:
-            value = next((told[key] for key in (f"{drawn.name}/{name}", name, group.key) if key in told), None)
+            keys = (f"{drawn.name}/{name}", name, f"{drawn.name}/{group.key}", group.key)
+            value = next((told[key] for key in keys if key in told), None)
             if value is None:
                 missing.append(name)
             else:
@@ -74,11 +75,27 @@ def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> lis
 
 def check_used(path: Path, told: dict[str, str], drawn: list[Drawn], what: str) -> None:
     """Raises ValueError for names in a file that stand for no image and no group: it was made for other folders."""
-    known = {key for variant in drawn for group in variant.groups for key in (group.key, *group.names)}
-    known |= {f"{variant.name}/{name}" for variant in drawn for name in variant.names}
+    known = {key for variant in drawn for key in _keys(variant)}
+    known |= {f"{variant.name}/{key}" for variant in drawn for key in _keys(variant)}
     strange = [name for name in told if name not in known]
     if strange:
         more = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
         raise ValueError(
             f"{path} has a {what} for {strange[0]}{more}, which is neither an image nor a group; there is {sorted(known)[0]}"
         )
+
+
+def check_single(path: Path, told: dict[str, str], drawn: list[Drawn], what: str) -> None:
+    """Raises ValueError for a name of a file that stands for different pictures, of which each has a ``what`` of its own."""
+    for name in told:
+        holders = [variant.name for variant in drawn if name in _keys(variant)]
+        if len(holders) > 1:
+            raise ValueError(
+                f"{path} has one {what} for {name}, which {' and '.join(holders)} hold; "
+                f"write {holders[0]}/{name}, and a row for each folder"
+            )
+
+
+def _keys(variant: Drawn) -> set[str]:
+    """The names of its groups and images."""
+    return {key for group in variant.groups for key in (group.key, *group.names)}

@@ -225,6 +225,7 @@ def folders(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no picture")
     (tmp_path / "labels.csv").write_text("name,label\ncat,a\nelk,b\n")
+    (tmp_path / "shared.csv").write_text("name,label\ncat,a\n")
     return tmp_path
 
 
@@ -240,6 +241,7 @@ def folders(tmp_path):
         (("one", "--metric", "fidd"), "there is no metric 'fidd'; there are distance, vendi"),
         (("one", "--features", "eyes"), "there is no feature extractor 'eyes'; there are pixels, dreamsim"),
         (("one", "--labels", "labels.csv", "--metric", "entropy"), "has a label for elk, which is neither an image nor a group"),
+        (("one", "cat/one", "--labels", "shared.csv", "--metric", "entropy"), "which one and cat/one hold; write one/cat"),
         (("one", "--labels", "labels.csv", "--metric", "vendi:pixels"), "none of the metrics reads labels"),
         (("one", "--metric", "reference-distance"), "needs reference images: give --against FOLDER"),
         (("one", "--metric", "asset-correlation"), "needs the asset to keep away from: give --asset FILE"),

@@ -9,7 +9,7 @@ from PIL import Image
 from negengine import png
 from negengine.evaluate.folders import open_image, read_folder
 from negengine.evaluate.groups import check_alike, rows_of
-from negengine.evaluate.named import check_used, for_images, read_named
+from negengine.evaluate.named import check_single, check_used, for_images, read_named
 
 
 def save(folder, *names, size=(4, 4)):
@@ -144,6 +144,18 @@ def test_names_say_something_of_images_and_groups(tmp_path):
     other = tmp_path / "labels.json"
     other.write_text(json.dumps(told))
     assert read_named(other, "label") == told
+
+
+def test_a_name_of_several_folders_says_which_it_means(tmp_path):
+    both = [read_folder(save(tmp_path / name, "cat-0.png", "cat-1.png")) for name in ("A", "B")]
+    for shared in ("cat-0.png", "cat"):
+        with pytest.raises(ValueError, match=rf"one label for {shared}, which A and B hold; write A/{shared}, and a row for each"):
+            check_single(tmp_path / "labels.csv", {shared: "x"}, both, "label")
+        check_single(tmp_path / "labels.csv", {shared: "x"}, both[:1], "label")
+    told = {"A/cat-0.png": "x", "A/cat": "y", "B/cat": "z"}
+    check_used(tmp_path, told, both, "label")
+    check_single(tmp_path, told, both, "label")
+    assert [for_images(tmp_path, told, drawn, "label") for drawn in both] == [["x", "y"], ["z", "z"]]
 
 
 @pytest.mark.parametrize(

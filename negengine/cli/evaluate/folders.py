@@ -24,7 +24,7 @@ from negengine.evaluate.asked import Asked, check_needs, load_all
 from negengine.evaluate.folders import image_files, open_image, read_folder, told_by
 from negengine.evaluate.groups import Drawn, check_alike
 from negengine.evaluate.measure import Beside
-from negengine.evaluate.named import check_used, for_images, read_named
+from negengine.evaluate.named import check_single, check_used, for_images, read_named
 from negengine.evaluate.results import document
 from negengine.evaluate.worlds import World, world_of
 
@@ -119,6 +119,7 @@ def _labels(drawn: Sequence[Drawn], path: str | None, asked: Sequence[Asked]) ->
         raise ValueError(f"--labels {path}: none of the metrics reads labels; add --metric entropy, or another that does")
     told = read_named(Path(path), "label")
     check_used(Path(path), told, list(drawn), "label")
+    check_single(Path(path), told, list(drawn), "label")
     return {variant.name: for_images(Path(path), told, variant, "label") for variant in drawn}
 
 
