@@ -1,5 +1,6 @@
 """``negengine evaluate`` as a user types it: on an embedded model, on folders, and with what cannot work."""
 
+import importlib
 import sys
 
 import numpy as np
@@ -330,3 +331,24 @@ def test_what_is_not_installed_is_an_error_before_anything_is_drawn(tmp_path, mo
 def test_pictures_are_never_written_over(tmp_path):
     (tmp_path / "images").mkdir()
     assert "images exists; choose another --output" in refused(*MODEL, "diversity", "--output", tmp_path, "--no-plot")
+
+
+def test_results_are_never_written_over(run):
+    folder, _ = run
+    before = {file.name: file.read_bytes() for file in folder.glob("evaluate.*")}
+    assert len(before) == 3
+    images = folder / "images"
+    line = refused(images / "without", images / "negtome", "--output", folder, "--no-plot", "--metric", "vendi")
+    assert "evaluate.json exists; choose another --output, or remove it" in line
+    assert "evaluate.json exists" in refused(*MODEL, "diversity", "--output", folder, "--no-keep", "--no-plot")
+    assert {file.name: file.read_bytes() for file in folder.glob("evaluate.*")} == before
+
+
+def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_drawn(folders, monkeypatch):
+    for module, early in (("running", "load"), ("folders", "read_folder")):
+        monkeypatch.setattr(importlib.import_module(f"negengine.cli.evaluate.{module}"), early, None)
+    for arguments in ((folders / "one", "--metric", "vendi:pixels"), (*MODEL, "diversity", "--no-keep")):
+        for output in ("labels.csv", "labels.csv/below"):
+            line = refused(*arguments, "--output", folders / output, "--no-plot")
+            assert "labels.csv" in line
+            assert "cannot be written to" in line

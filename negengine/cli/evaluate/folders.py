@@ -18,7 +18,7 @@ from negengine.cli.evaluate.judging import (
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfFolders
-from negengine.cli.evaluate.report import leave
+from negengine.cli.evaluate.report import leave, prepare
 from negengine.evaluate import plots
 from negengine.evaluate.asked import Asked, check_needs, load_all
 from negengine.evaluate.folders import image_files, open_image, read_folder, told_by
@@ -46,6 +46,7 @@ def of_folders(folders: Sequence[Path], common: Common, own: OfFolders) -> None:
     world = _world(folders)
     asked = asked_by(common, USUAL, world)
     extractors = load_all(asked, common.device, common.classes)  # what is not here is an error before any picture is read
+    prepare(common.output)
     drawn = [replace(read_folder(folder, own.group, own.per_group), name=name) for folder, name in zip(folders, names, strict=True)]
     check_alike(drawn)
     drawn = _prompted(drawn, own.prompts_of)

@@ -24,7 +24,7 @@ from negengine.cli.evaluate.judging import (
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfPipelines, own_keywords
-from negengine.cli.evaluate.report import leave
+from negengine.cli.evaluate.report import leave, prepare
 from negengine.cli.evaluate.variants import Parts, calls_of, negatives_named, variants
 from negengine.cli.loading import check_device, check_dtype, load
 from negengine.cli.negative import captioner_named
@@ -78,6 +78,7 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     pictures = None if own.keep is False else common.output / "images"
     if pictures is not None and pictures.exists():
         raise ValueError(f"{pictures} exists; choose another --output, or remove it")
+    prepare(common.output)
     pipe = load(own.model, dtype, common.device, own.scheduler)
     _check_pipeline(pipe, own.model, chosen, call, protocol)
     keep = _keeper(pipe, pictures, own, chosen, call, dtype, common.device)
