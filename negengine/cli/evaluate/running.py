@@ -164,10 +164,8 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
 
 
 def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipelines) -> Parts:
-    avoid = one_text("avoid", own.avoid)
-    if avoid is None and isinstance(protocol, Removal):
-        removable = _removable(protocol, world)
-        avoid = removable.avoid if removable else protocol.forbidden
+    removable = _removable(protocol, world)
+    forbidden = protocol.forbidden if isinstance(protocol, Removal) else None
     _, calls = calls_of(own.call, protocol.variants)
     caption: Callable[[], Any] | None = None
     if "dnp" in protocol.variants:
@@ -182,7 +180,8 @@ def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipel
         model=str(own.model),
         images=protocol.images,
         sets=own.set,
-        avoid=avoid,
+        avoid=one_text("avoid", own.avoid),
+        usual_avoid=removable.avoid if removable else forbidden,
         calls=calls,
         asset=common.asset,
         mask=own.mask,

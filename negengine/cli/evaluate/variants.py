@@ -23,7 +23,7 @@ class Parts:
 
     Attributes:
         model: an embedded one has settings of its own. images: of a group.
-        sets, avoid: as the flags. calls: variant -> arguments of the pipeline's call.
+        sets, avoid: as the flags. usual_avoid: what is avoided where ``avoid`` is None. calls: variant -> arguments of the pipeline's call.
         asset, mask: of the protocol ``asset``. rewrite: rewritten prompts. negatives: name -> negative prompts.
         captioner: makes the captioner of ``dnp``, when there is such a variant.
     """
@@ -32,6 +32,7 @@ class Parts:
     images: int
     sets: Sequence[str] = ()
     avoid: str | None = None
+    usual_avoid: str | None = None
     calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     asset: Path | None = None
     mask: Path | None = None
@@ -156,7 +157,8 @@ def _methods(methods: Sequence[str], assets: Sequence[str], parts: Parts, groupe
     names = [*(["negtome"] if assets else []), *methods]
     short = {_method(name) for name in names}
     sets = [text for text in parts.sets if text.partition(".")[0] in short]
-    avoided = [parts.avoid] if parts.avoid is not None and any(name in AVOIDED for name in short) else []
+    avoid = parts.usual_avoid if parts.avoid is None else parts.avoid
+    avoided = [avoid] if avoid is not None and any(name in AVOIDED for name in short) else []
     mask = str(parts.mask) if assets == ["asset-masked"] else None
     flags = {"reference": [{"image": str(parts.asset), "mask": mask}]} if assets else {}
     size = None if grouped else parts.images
