@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
+from negengine.evaluate.files import read_json, read_text
 from negengine.evaluate.groups import Drawn
 
 
@@ -22,10 +22,9 @@ def read_named(path: Path, what: str) -> dict[str, str]:
     """
     if path.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"{path} must be a .csv or a .json file of names and their {what}")
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".json":
-        return _of_json(path, text, what)
-    rows = [row for row in csv.reader(text.splitlines()) if row][1:]
+        return _of_json(path, what)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines()) if row][1:]
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise ValueError(f"{path}: every row must be a name and its {what}, got {','.join(wrong)!r}")
@@ -33,17 +32,14 @@ def read_named(path: Path, what: str) -> dict[str, str]:
     for name, value in rows:
         if name in found:
             raise ValueError(f"{path} has {name} twice")
-        found[name.strip()] = value.strip()
+        found[name] = value
     if not found:
         raise ValueError(f"{path} has no row below its header")
     return found
 
 
-def _of_json(path: Path, text: str, what: str) -> dict[str, str]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} does not parse: {error}") from error
+def _of_json(path: Path, what: str) -> dict[str, str]:
+    found = read_json(path)
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()) or not found:
         raise ValueError(f"{path} must hold an object of names and their {what}")
     return found

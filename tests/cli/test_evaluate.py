@@ -283,6 +283,7 @@ MODEL = ("--model", "mnist-sdxl", "--protocol")
         ((*MODEL, "diversity", "--forbidden", "three"), "--forbidden is for the protocol removal, not for diversity"),
         ((*MODEL, "diversity", "--labels", "a.csv"), "--labels a.csv: a file is for folders"),
         ((*MODEL, "diversity", "--base", "x"), "--base is for folders"),
+        ((*MODEL, "diversity", "--prompts", "latin.txt"), "latin.txt is not in UTF-8"),
         ((*MODEL, "diversity", "--prompt", "a digit"), "as-prompted needs the class that is asked for"),
         ((*MODEL, "diversity", "--negatives", "x"), "write NAME=FILE"),
         ((*MODEL, "asset"), "the protocol asset needs --asset"),
@@ -332,6 +333,7 @@ MODEL = ("--model", "mnist-sdxl", "--protocol")
 )
 def test_pipelines_that_cannot_be_evaluated(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     assert message in refused(*arguments, "--no-plot")
     assert not list(tmp_path.rglob("*.png"))
 

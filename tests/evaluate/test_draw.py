@@ -101,13 +101,16 @@ def test_texts_are_chosen_by_the_seed_of_the_image(tmp_path):
         (rewriting, "a.json", "{", "does not parse"),
         (rewriting, "a.json", '{"cat": []}', "'cat' must have a list of texts"),
         (rewriting, "a.json", '{"elk": ["x"]}', "no rewritten prompts for 'cat'"),
+        (rewriting, "a.txt", b"caf\xe9 {prompt}", r"a\.txt is not in UTF-8, the encoding that is read; save it anew"),
+        (negatives, "a.json", b'{"cat": ["caf\xe9"]}', r"a\.json is not in UTF-8"),
+        (negatives, "a.json", '{"cat": ["x"], "cat": ["y"]}', r"a\.json has cat twice"),
         (negatives, "a.json", "[]", "an object of prompts"),
         (negatives, "a.json", '{"elk": ["x"]}', "no negative prompts for 'cat'"),
     ],
 )
 def test_files_of_prompts_that_do_not_fit(tmp_path, reader, name, content, message):
     file = tmp_path / name
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         reader(file)("cat", 1)
 

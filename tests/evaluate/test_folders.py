@@ -165,6 +165,10 @@ def test_a_name_of_several_folders_says_which_it_means(tmp_path):
         ("a.csv", "name,label\n", "has no row below its header"),
         ("a.csv", "name,label\ncat,x,y\n", "every row must be a name and its label, got 'cat,x,y'"),
         ("a.csv", "name,label\ncat,x\ncat,y\n", "has cat twice"),
+        ("a.csv", "name,label\ncat,x\n cat,y\n", "has cat twice"),
+        ("a.json", '{"cat": "x", "dog": "y", "cat": "z"}', r"a\.json has cat twice"),
+        ("a.csv", "name,label\ncat,caf\xe9\n".encode("latin-1"), r"a\.csv is not in UTF-8"),
+        ("a.json", '{"cat": "caf\xe9"}'.encode("latin-1"), r"a\.json is not in UTF-8"),
         ("a.json", "{", "does not parse"),
         ("a.json", '{"cat": 3}', "an object of names and their label"),
         ("a.csv", "name,label\ncat,x\n", r"has no label for dog/1.png of mine; it names cat"),
@@ -174,7 +178,7 @@ def test_a_name_of_several_folders_says_which_it_means(tmp_path):
 def test_files_of_names_that_do_not_fit(tmp_path, name, content, message):
     drawn = read_folder(save(tmp_path / "mine", "cat/1.png", "dog/1.png"))
     file = tmp_path / name
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def use():
         told = read_named(file, "label")

@@ -34,6 +34,7 @@ from negengine.environment import machine, versions
 from negengine.evaluate import plots
 from negengine.evaluate.asked import Asked, check_needs, load_all
 from negengine.evaluate.draw import Variant, draw
+from negengine.evaluate.files import read_lines
 from negengine.evaluate.folders import open_image
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.measure import Beside
@@ -146,10 +147,7 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
     if own.prompt and own.prompts:
         raise ValueError("--prompt and --prompts both say what is drawn; give one")
     if own.prompts is not None:
-        lines = [line.strip() for line in own.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"{own.prompts} has no line")
-        return tuple(lines)
+        return tuple(read_lines(own.prompts))
     if own.prompt:
         return tuple(own.prompt)
     if world is not None:
