@@ -17,6 +17,8 @@ from negengine.metrics.extractors import Extractor
 from negengine.metrics.intervals import Interval, difference_interval, mean_interval
 from negengine.metrics.registry import IMAGE, SET
 
+SHOWN = 10  # classes in an error; a reader may know a thousand
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Beside:
@@ -24,17 +26,23 @@ class Beside:
 
     Attributes:
         labels: of a file: variant -> a text for each image.
-        expected: variant -> the class that is asked for in each image, as a word.
+        expected: reader -> variant -> the class that is asked for in each image, as a word of that reader.
         reference: real images. asset: the picture to keep away from.
         forbidden: a class. base: the variant with which the others are compared.
     """
 
     base: str
     labels: Mapping[str, Sequence[str]] | None = None
-    expected: Mapping[str, Sequence[str]] | None = None
+    expected: Mapping[str, Mapping[str, Sequence[str]]] | None = None
     reference: Sequence[Image.Image] | None = None
     asset: Image.Image | None = None
     forbidden: str | None = None
+
+    def classes_of_file(self) -> tuple[str, ...]:
+        """The labels of the file, and the classes that are asked for or forbidden: no image may have their label."""
+        found = {label for labels in (self.labels or {}).values() for label in labels}
+        found |= {word for words in (self.expected or {}).get(FROM_FILE, {}).values() for word in words}
+        return tuple(sorted(found | ({self.forbidden} if self.forbidden is not None else set())))
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class _Eyes:
             return _Seen()
         if one.extractor == FROM_FILE:
             assert self.beside.labels is not None
-            classes = tuple(sorted({label for labels in self.beside.labels.values() for label in labels}))
+            classes = self.beside.classes_of_file()
             return _Seen(labels=_numbers(self.beside.labels[variant.name], classes), classes=classes)
         key = variant.name, one.extractor, one.reads
         if key not in self._kept:
@@ -193,7 +201,9 @@ def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) ->
         classes=classes,
         prompts=prompts if all(prompts) else None,
         texts=extractor.texts(prompts) if "texts" in needs and extractor is not None and extractor.texts else None,
-        expected=_numbers(beside.expected[name][rows], classes) if "expected" in needs and beside.expected and classes else None,
+        expected=_numbers(beside.expected[str(one.extractor)][name][rows], classes)
+        if "expected" in needs and beside.expected and classes
+        else None,
         reference=given.reference,
         asset=given.asset,
         asset_image=beside.asset,
@@ -209,7 +219,9 @@ def _evidence(part: Drawn, one: Asked, given: _Given, rows: slice, name: str) ->
 def _numbers(words: Sequence[str], classes: Sequence[str]) -> Tensor:
     strange = next((word for word in words if word not in classes), None)
     if strange is not None:
-        raise ValueError(f"the class {strange!r} is none of those that are read: {', '.join(classes)}")
+        more = f", … and {len(classes) - SHOWN} others" if len(classes) > SHOWN + 1 else ""
+        there = ", ".join(classes[: SHOWN if more else None])
+        raise ValueError(f"the class {strange!r} is none of those that are read: {there}{more}")
     return torch.tensor([classes.index(word) for word in words], dtype=torch.int64)
 
 

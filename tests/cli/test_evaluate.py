@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from negengine.cli import app
+from negengine.cli.evaluate.judging import expected_of
 from negengine.evaluate import results
+from negengine.evaluate.asked import asked_for
+from negengine.evaluate.groups import Drawn
 
 runner = CliRunner()
 QUICK = ("--call", "num_inference_steps=2", "--no-plot")
@@ -363,6 +367,28 @@ def test_results_are_never_written_over(run):
     assert "evaluate.json exists; choose another --output, or remove it" in line
     assert "evaluate.json exists" in refused(*MODEL, "diversity", "--output", folder, "--no-keep", "--no-plot")
     assert {file.name: file.read_bytes() for file in folder.glob("evaluate.*")} == before
+
+
+def test_each_reader_finds_its_own_class_in_a_prompt():
+    asked = asked_for(["as-prompted:jobs", "prompt-probability:looks"])
+    readers = {"jobs": SimpleNamespace(classes=("cook", "judge")), "looks": SimpleNamespace(classes=("a tall cook", "a judge"))}
+    found = expected_of([Drawn("one", ())], lambda drawn: ["a tall cook, sitting"], asked, readers)
+    assert found == {"jobs": {"one": ["cook"]}, "looks": {"one": ["a tall cook"]}}
+
+
+def test_labels_of_a_file_tell_what_is_as_prompted_and_what_is_absent(folders):
+    (folders / "labels.csv").write_text("name,label\ncat-0.png,tabby\ncat-1.png,cat\ncat-2.png,cat\ncat-3.png,cat\n")
+    (folders / "prompts.json").write_text('{"cat": "a photo of a cat"}')
+    both = ("--labels", folders / "labels.csv", "--prompts-of", folders / "prompts.json")
+    wanted = ("--metric", "as-prompted", "--metric", "forbidden", "--forbidden", "elk")
+    result = evaluate(folders / "one", *both, *wanted, "--output", folders / "out", "--no-plot")
+    assert result.exit_code == 0, result.output
+    assert means(folders / "out") == {("one", "as-prompted:file"): 0.75, ("one", "forbidden:file"): 0}
+    (folders / "prompts.json").write_text('{"cat": "a photo of a dog"}')
+    assert "--class NAME for one that no label" in refused(folders / "one", *both, *wanted, "--output", folders / "b", "--no-plot")
+    result = evaluate(folders / "one", *both, *wanted, "--class", "dog", "--output", folders / "b", "--no-plot")
+    assert result.exit_code == 0, result.output
+    assert means(folders / "b")["one", "as-prompted:file"] == 0
 
 
 def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_drawn(folders, monkeypatch):

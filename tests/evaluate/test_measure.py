@@ -67,7 +67,7 @@ def test_values_of_groups_and_their_differences():
 
 def test_images_are_averaged_in_their_group_and_kept():
     expected = {v.name: [g.prompt.removeprefix("a ") for g in v.groups for _ in g.images] for v in (BASE, OTHER)}
-    rows = rows_of("as-prompted", beside=Beside(base="without", expected=expected))
+    rows = rows_of("as-prompted", beside=Beside(base="without", expected={"colours": expected}))
     row = rows["negtome", "as-prompted:colours"]
     read = [CLASSES[number] for number in READER.logits(OTHER.images).argmax(-1)]
     right = [float(a == b) for a, b in zip(read, expected["negtome"], strict=True)]
@@ -111,6 +111,30 @@ def test_the_base_comes_first_and_other_groups_are_not_paired():
 def test_a_class_that_is_not_read_is_one_clear_error():
     with pytest.raises(ValueError, match="the class 'cow' is none of those that are read: cat, dog, elk"):
         rows_of("forbidden", beside=Beside(base="without", forbidden="cow"))
+
+
+def test_a_long_list_of_classes_is_shortened():
+    many = Extractor("colours", seen, lambda images: torch.zeros(len(images), 1080), tuple(f"class {k}" for k in range(1080)))
+    with pytest.raises(ValueError, match=r"none of those that are read: class 0, .*, class 9, … and 1070 others") as error:
+        measure([BASE], asked_for(["forbidden:colours"]), {"colours": many}, Beside(base="without", forbidden="cow"))
+    assert len(str(error.value)) < 250
+
+
+def test_each_reader_has_a_class_that_is_asked_for():
+    other = Extractor("animals", seen, READER.logits, ("a tabby", "a pug", "a moose"))
+    expected = {"colours": {"without": ["cat"] * 12}, "animals": {"without": ["a pug"] * 12}}
+    asked = asked_for(["as-prompted:colours", "as-prompted:animals"])
+    rows = measure([BASE], asked, {"colours": READER, "animals": other}, Beside(base="without", expected=expected))
+    read = READER.logits(BASE.images).argmax(-1)
+    assert [row.interval.mean for row in rows] == pytest.approx([float((read == k).double().mean()) for k in (0, 1)])
+
+
+def test_a_class_that_no_label_of_a_file_is_can_be_asked_for_and_forbidden():
+    labels = {"without": ["cat"] * 12}
+    asked = asked_for(["as-prompted", "forbidden"], labels=FROM_FILE)
+    expected = {FROM_FILE: {"without": ["cat", "dog", "dog"] * 4}}
+    rows = measure([BASE], asked, {}, Beside(base="without", labels=labels, expected=expected, forbidden="elk"))
+    assert [row.interval.mean for row in rows] == pytest.approx([1 / 3, 0])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 from negengine.cli.evaluate.judging import (
     WAYS,
     asked_by,
-    classes_for,
     common_settings,
     expected_of,
     few,
@@ -51,11 +50,11 @@ def of_folders(folders: Sequence[Path], common: Common, own: OfFolders) -> None:
     check_alike(drawn)
     drawn = _prompted(drawn, own.prompts_of)
     labels = _labels(drawn, common.labels, asked)
-    expected = expected_of(drawn, _texts, classes_for(asked, extractors))
+    of_file = Beside(base=base, labels=labels, forbidden=common.forbidden).classes_of_file()
     beside = Beside(
         base=base,
         labels=labels,
-        expected=expected,
+        expected=expected_of(drawn, _texts, asked, extractors, (*of_file, *common.classes)),
         reference=reference_images(common.against),
         asset=None if common.asset is None else open_image(common.asset),
         forbidden=common.forbidden,

@@ -24,7 +24,7 @@ WAYS = {
     "asset_image": "give --asset FILE",
     "forbidden": "give --forbidden CLASS",
     "prompts": "give --prompts-of FILE, or PNG files of negengine",
-    "expected": "give prompts that name one class each",
+    "expected": "give prompts that name one class each, and --class NAME for one that no label of a file is",
     "base_labels": "give two variants or more",
 }  # what a metric may need -> what to give
 
@@ -49,24 +49,27 @@ def reference_images(folder: Path | None) -> list[Image.Image] | None:
 
 
 def expected_of(
-    drawn: Sequence[Drawn], prompts: Callable[[Drawn], Sequence[str]], classes: Sequence[str]
-) -> dict[str, list[str]] | None:
-    """The class that each image's prompt names; None if a prompt names none, or several."""
-    found: dict[str, list[str]] = {}
-    for variant in drawn:
-        named = [class_in(prompt, classes) for prompt in prompts(variant)]
-        if None in named:
-            return None
-        found[variant.name] = [str(name) for name in named]
-    return found
+    drawn: Sequence[Drawn],
+    prompts: Callable[[Drawn], Sequence[str]],
+    asked: Sequence[Asked],
+    extractors: Mapping[str, Extractor],
+    of_file: Sequence[str] = (),
+) -> dict[str, dict[str, list[str]]] | None:
+    """Reader -> variant -> the class that each image's prompt names; None if a prompt names none of a reader's, or several.
 
-
-def classes_for(asked: Sequence[Asked], extractors: Mapping[str, Extractor]) -> Sequence[str]:
-    """The classes of the one reader against whose reading the prompts are held."""
-    return next(
-        (extractors[str(one.extractor)].classes for one in asked if "expected" in one.metric.needs and one.extractor in extractors),
-        (),
-    )
+    Args:
+        of_file: the classes of a file of labels.
+    """
+    readers = dict.fromkeys(str(one.extractor) for one in asked if "expected" in one.metric.needs)
+    found: dict[str, dict[str, list[str]]] = {reader: {} for reader in readers}
+    for reader in readers:
+        classes = of_file if reader == FROM_FILE else extractors[reader].classes
+        for variant in drawn:
+            named = [class_in(prompt, classes) for prompt in prompts(variant)]
+            if None in named:
+                return None
+            found[reader][variant.name] = [str(name) for name in named]
+    return found or None
 
 
 def measured(drawn: Sequence[Drawn], asked: Sequence[Asked], extractors: Mapping[str, Extractor], beside: Beside) -> list[Row]:

@@ -15,7 +15,6 @@ from negengine.cli.choice import one_text
 from negengine.cli.evaluate.judging import (
     WAYS,
     asked_by,
-    classes_for,
     common_settings,
     expected_of,
     few,
@@ -84,9 +83,10 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     _check_pipeline(pipe, own.model, chosen, call, protocol)
     keep = _keeper(pipe, pictures, own, chosen, call, dtype, common.device)
     drawn = _drawn(pipe, protocol, chosen, call, own.groups_a_call or (GROUPS_A_CALL if world else 1), keep)
+    named = [variant.name for variant in drawn]
     beside = Beside(
         base=protocol.variants[0],
-        expected=None if expected is None else {variant.name: expected for variant in drawn},
+        expected=None if expected is None else {reader: dict.fromkeys(named, words) for reader, words in expected.items()},
         reference=reference,
         asset=open_image(protocol.asset) if isinstance(protocol, Asset) else None,
         forbidden=common.forbidden,
@@ -189,15 +189,16 @@ def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipel
     )
 
 
-def _expected(protocol: Protocol, asked: Sequence[Asked], extractors: Mapping[str, Extractor]) -> list[str] | None:
-    """For every image in the order in which they are drawn, the class that its prompt names."""
+def _expected(protocol: Protocol, asked: Sequence[Asked], extractors: Mapping[str, Extractor]) -> dict[str, list[str]] | None:
+    """Reader -> for every image in the order in which they are drawn, the class that its prompt names."""
     groups = [Group(case.key, (), (), case.prompt, seed) for seed in protocol.seeds for case in protocol.cases(seed)]
     found = expected_of(
         [Drawn("all", tuple(groups))],
         lambda drawn: [str(group.prompt) for group in drawn.groups for _ in range(protocol.images)],
-        classes_for(asked, extractors),
+        asked,
+        extractors,
     )
-    return None if found is None else found["all"]
+    return None if found is None else {reader: words["all"] for reader, words in found.items()}
 
 
 def _reference(protocol: Protocol, asked: Sequence[Asked], common: Common, world: World | None) -> Any:

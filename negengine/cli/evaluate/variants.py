@@ -23,7 +23,8 @@ class Parts:
 
     Attributes:
         model: an embedded one has settings of its own. images: of a group.
-        sets, avoid: as the flags. usual_avoid: what is avoided where ``avoid`` is None. calls: variant -> arguments of the pipeline's call.
+        sets, avoid: as the flags. usual_avoid: what is avoided where ``avoid`` is None.
+        calls: variant -> arguments of the pipeline's call.
         asset, mask: of the protocol ``asset``. rewrite: rewritten prompts. negatives: name -> negative prompts.
         captioner: makes the captioner of ``dnp``, when there is such a variant.
     """
