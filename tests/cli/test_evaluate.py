@@ -264,6 +264,14 @@ def test_folders_that_cannot_be_judged(folders, monkeypatch, arguments, message)
 
 
 MODEL = ("--model", "mnist-sdxl", "--protocol")
+JUDGED = (
+    "--variant", "without", "--variant", "dnp", "--metric", "as-prompted:mnist-classifier",
+    "--metric", "prompt-probability:mnist-classifier",
+)  # fmt: skip
+ABSENT = (
+    "--prompt", "a digit", "--forbidden", "three", "--variant", "without", "--variant", "negtome",
+    "--metric", "forbidden:mnist-classifier",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -312,25 +320,10 @@ MODEL = ("--model", "mnist-sdxl", "--protocol")
             ("--model", "people-flux", "--protocol", "removal", "--forbidden", "sailor"),
             "there is no class 'sailor'; there are artist, astronaut",
         ),
-        (  # the protocol's own prompt to avoid asks for no variant that uses it: so far only the model is missing
-            (
-                "--model",
-                "nowhere",
-                "--protocol",
-                "removal",
-                "--prompt",
-                "a digit",
-                "--forbidden",
-                "three",
-                "--variant",
-                "without",
-                "--variant",
-                "negtome",
-                "--metric",
-                "forbidden:mnist-classifier",
-            ),
-            "--model nowhere is no folder",
-        ),
+        # the protocol's own prompt to avoid asks for no variant that uses it: nothing but the model is missing
+        (("--model", "nowhere", "--protocol", "removal", *ABSENT), "--model nowhere is no folder"),
+        ((*MODEL, "pairs", "--metric", "prompt-probability"), "takes two, the first for correctness and the second for quality"),
+        ((*MODEL, "pairs", *JUDGED, "--call", "stepps=3"), "takes no stepps"),  # all but this argument fits
         (("--model", "nowhere", "--protocol", "diversity", "--metric", "vendi:pixels"), "--model nowhere is no folder"),
         (("--model", "a/b", "--protocol", "removal", "--forbidden", "cat"), "needs --prompt or --prompts"),
     ],

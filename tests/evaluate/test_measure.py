@@ -219,6 +219,17 @@ def pair_protocol(**changes):
     return Pairs(prompts=("x",), metrics=("as-prompted", "reference-distance"), correctness="as-prompted", **changes)
 
 
+def test_pairs_are_judged_by_metrics_with_or_without_their_extractor():
+    metrics = ("as-prompted:a", "reference-distance:b")
+    for correctness, quality in (metrics, ("as-prompted", "reference-distance")):
+        protocol = Pairs(prompts=("x",), metrics=metrics, correctness=correctness, quality=quality, variants=("without", "dnp"))
+        rows = [fake(name, metric, [place]) for place, name in enumerate(protocol.variants) for metric in metrics]
+        (table,) = pair_tables(rows, protocol)
+        assert {choice.who: (choice.correctness.mean, choice.quality.mean) for choice in table.choices} == {
+            NOBODY: (0, 0), "without": (0, 1), "dnp": (1, 0),
+        }  # fmt: skip
+
+
 @given(st.integers(0, 10**6), st.floats(0, 2))
 @settings(deadline=None, max_examples=30)
 def test_the_best_picture_by_more_than_the_margin(seed, margin):
@@ -277,6 +288,8 @@ def test_protocols_are_the_papers_by_default():
         (lambda: pair_protocol(margin=-1), "margin must be 0 or more"),
         (lambda: pair_protocol(variants=("without", "standard")), "compares dnp with at least one other"),
         (lambda: Pairs(prompts=("x",), correctness="as-prompted"), "not among its metrics"),
+        (lambda: Pairs(prompts=("x",), correctness="clip-score:a"), "not among its metrics"),
+        (lambda: Pairs(prompts=("x",), metrics=("vendi", "reference-distance"), correctness="vendi"), "compares single images"),
     ],
 )
 def test_protocols_that_cannot_be_run(make, message):

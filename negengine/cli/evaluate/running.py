@@ -114,8 +114,8 @@ def _protocol(kind: type[Protocol], world: World | None, common: Common, own: Of
     if kind is Asset and own.mask is not None and not own.variant:
         values["variants"] = ("without", "asset", "asset-masked")
     values["variants"] = tuple(own.variant) or values.get("variants")
-    if kind is Pairs and world:
-        values |= {"correctness": world.correctness}
+    if kind is Pairs:
+        values |= _judges(common.metrics, world)
     for flag, value, one in (("asset", common.asset, Asset), ("mask", own.mask, Asset), ("forbidden", common.forbidden, Removal)):
         if value is not None and kind is not one:
             raise ValueError(f"--{flag} is for the protocol {one.name}, not for {kind.name}")
@@ -124,6 +124,17 @@ def _protocol(kind: type[Protocol], world: World | None, common: Common, own: Of
         if kind is one and values[flag] is None:
             raise ValueError(f"the protocol {kind.name} needs --{flag}")
     return kind(**own_keywords(kind, values))
+
+
+def _judges(metrics: Sequence[str], world: World | None) -> dict[str, str]:
+    """Of ``pairs``: which picture shows the prompt best, and which is the best picture."""
+    if not metrics:
+        return {"correctness": world.correctness} if world else {}
+    if len(metrics) < 2:
+        raise ValueError(
+            f"--metric {metrics[0]}: the protocol pairs takes two, the first for correctness and the second for quality"
+        )
+    return {"correctness": metrics[0], "quality": metrics[1]}
 
 
 def _metrics(kind: type[Protocol], world: World, forbidden: str | None) -> tuple[str, ...] | None:
