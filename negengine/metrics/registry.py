@@ -14,7 +14,7 @@ from negengine.metrics.evidence import Evidence
 from negengine.metrics.extractors.base import as_tensor
 from negengine.metrics.libraries import need
 from negengine.metrics.shares import distinct_labels, label_divergence, label_entropy
-from negengine.metrics.similarity import feature_similarity, nearest_distance, pixel_correlation
+from negengine.metrics.similarity import NEAREST, feature_similarity, nearest_distance, pixel_correlation
 
 GROUP, IMAGE, SET = "group", "image", "set"
 HIGHER, LOWER = "higher", "lower"
@@ -33,7 +33,7 @@ class Metric:
         library: the package that computes it besides the extractor; None: negengine.
         extractor: the usual one of the papers; None if it needs none.
         prepare: loads what it needs besides an extractor, so that what is missing is an error before anything is drawn.
-        at_least: images that it needs, in a group or in the set.
+        at_least: images that it needs, in a group or in the set. of_reference: reference images that it needs.
         percent: whether it is a share.
     """
 
@@ -48,6 +48,7 @@ class Metric:
     extractor: str | None = None
     prepare: Callable[[], object] | None = None
     at_least: int = 1
+    of_reference: int = 0
     percent: bool = False
 
 
@@ -259,6 +260,7 @@ _ALL = (
         needs=("features", "reference"),
         better=LOWER,
         extractor="dinov2",
+        of_reference=NEAREST,
     ),
     Metric(
         name="fid",
@@ -272,6 +274,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torchmetrics.image.fid", "torchmetrics", "fid"),
         at_least=2,
+        of_reference=2,
     ),
     Metric(
         name="kid",
@@ -285,6 +288,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torchmetrics.image.fid", "torchmetrics", "kid"),
         at_least=2,
+        of_reference=2,
     ),
     Metric(
         name="precision",
@@ -298,6 +302,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torch_fidelity.metric_prc", "torch-fidelity", "precision"),
         at_least=sets.NEIGHBOURS + 1,
+        of_reference=sets.NEIGHBOURS + 1,
         percent=True,
     ),
     Metric(
@@ -312,6 +317,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torch_fidelity.metric_prc", "torch-fidelity", "recall"),
         at_least=sets.NEIGHBOURS + 1,
+        of_reference=sets.NEIGHBOURS + 1,
         percent=True,
     ),
     Metric(

@@ -230,6 +230,9 @@ def folders(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no picture")
     (tmp_path / "labels.csv").write_text("name,label\ncat,a\nelk,b\n")
+    for name, size in (("mixed/a", (5, 5)), ("mixed/b", (4, 4)), ("few/a", (4, 4)), ("few/b", (4, 4))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
     (tmp_path / "shared.csv").write_text("name,label\ncat,a\n")
     return tmp_path
 
@@ -247,11 +250,23 @@ def folders(tmp_path):
         (("one", "--features", "eyes"), "there is no feature extractor 'eyes'; there are pixels, dreamsim"),
         (("one", "--labels", "labels.csv", "--metric", "entropy"), "has a label for elk, which is neither an image nor a group"),
         (("one", "cat/one", "--labels", "shared.csv", "--metric", "entropy"), "which one and cat/one hold; write one/cat"),
-        (("one", "--labels", "labels.csv", "--metric", "vendi:pixels"), "none of the metrics reads labels"),
-        (("one", "--metric", "reference-distance"), "needs reference images: give --against FOLDER"),
+        (("one", "--labels", "labels.csv", "--metric", "vendi:pixels"), "--labels: none of the metrics uses it; they are vendi"),
+        (("one", "--labels", "clip", "--metric", "vendi:pixels"), "--labels: none of the metrics uses it"),
+        (("one", "--features", "dinov2", "--metric", "vendi:pixels"), "--features: none of the metrics uses it"),
+        (("one", "--class", "cat", "--metric", "vendi:pixels"), "--class: none of the metrics uses it"),
+        (("one", "--against", "one", "--metric", "vendi:pixels"), "--against: none of the metrics uses it"),
+        (("one", "--forbidden", "cat", "--metric", "vendi:pixels"), "--forbidden: none of the metrics uses it"),
+        (("one", "--asset", "one/cat-0.png", "--metric", "vendi:pixels"), "--asset: none of the metrics uses it"),
+        (("one", "--prompts-of", "labels.csv", "--metric", "vendi:pixels"), "--prompts-of: none of the metrics looks at prompts"),
+        (("one", "--against", "other", "--metric", "kid:pixels"), "--against: its images have 5 x 5 pixels, and those that are"),
+        (("one", "--against", ".", "--metric", "kid:pixels"), "--against: broken/a.png cannot be read"),
+        (("one", "--against", "mixed", "--metric", "kid:pixels"), "--against: mixed/a.png has 5 x 5 pixels and mixed/b.png 4 x 4"),
+        (("one", "--against", "few", "--metric", "reference-distance:pixels"), "needs 3 reference images or more (--against)"),
+        (("one", "--asset", "broken/a.png", "--metric", "asset-correlation"), "--asset: broken/a.png cannot be read"),
+        (("one", "--metric", "reference-distance:pixels"), "needs reference images: give --against FOLDER"),
         (("one", "--metric", "asset-correlation"), "needs the asset to keep away from: give --asset FILE"),
         (("one", "--metric", "as-prompted:mnist-classifier"), "needs the class that is asked for"),
-        (("one", "--metric", "entropy"), "entropy needs an extractor that reads classes, and pixels reads none"),
+        (("one", "--metric", "entropy:pixels"), "entropy needs an extractor that reads classes, and pixels reads none"),
         (("one", "--per-group", "9"), "the group cat has 4 images, fewer than --per-group 9"),
         (("one", "--variant", "negtome", "--seed", "1"), "--seed and --variant are for --model and --protocol"),
         (("one", "--device", "moon"), "--device moon cannot be used"),
@@ -259,7 +274,7 @@ def folders(tmp_path):
 )
 def test_folders_that_cannot_be_judged(folders, monkeypatch, arguments, message):
     monkeypatch.chdir(folders)
-    usual = () if {"--features", "--labels"} & set(arguments) else ("--features", "pixels", "--labels", "pixels")
+    usual = () if {"--metric", "--features"} & set(arguments) else ("--features", "pixels")
     assert message in refused(*arguments, *usual, "--no-plot")
 
 
@@ -292,6 +307,16 @@ ABSENT = (
         ((*MODEL, "diversity", "--call", "steps"), "write [VARIANT.]KEY=VALUE"),
         ((*MODEL, "diversity", "--call", "cads.x=1"), "the variants are without, negtome"),
         ((*MODEL, "diversity", "--call", "stepps=3"), "StableDiffusionXLPipeline, takes no stepps"),
+        ((*MODEL, "diversity", "--rewrite", "lines.txt"), "--rewrite is for the variant rewriting, which is not there"),
+        ((*MODEL, "diversity", "--negatives", "mine=lines.txt"), "--negatives mine is for the variant mine, which is not there"),
+        ((*MODEL, "diversity", "--against", ".", "--metric", "vendi"), "--against: none of the metrics uses it; they are vendi"),
+        ((*MODEL, "diversity", "--class", "cat"), "--class: none of the metrics uses it"),
+        (
+            (*MODEL, "asset", "--asset", "a.jpg", "--mask", "a.jpg", "--variant", "without", "--variant", "asset"),
+            "--mask is for the variant asset-masked, which is not there; there are without, asset",
+        ),
+        ((*MODEL, "asset", "--asset", "a.jpg", "--mask", "lines.txt"), "--mask: lines.txt cannot be read as an image"),
+        ((*MODEL, "asset", "--asset", "lines.txt", "--prompt", "digit"), "--asset: lines.txt cannot be read as an image"),
         ((*MODEL, "diversity", "--forbidden", "three"), "--forbidden is for the protocol removal, not for diversity"),
         ((*MODEL, "diversity", "--labels", "a.csv"), "--labels a.csv: a file is for folders"),
         ((*MODEL, "diversity", "--base", "x"), "--base is for folders"),
@@ -331,6 +356,8 @@ ABSENT = (
 def test_pipelines_that_cannot_be_evaluated(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "lines.txt").write_text("an old {prompt}")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
     assert message in refused(*arguments, "--no-plot")
     assert not list(tmp_path.rglob("*.png"))
 
@@ -392,3 +419,10 @@ def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_drawn(f
             line = refused(*arguments, "--output", folders / output, "--no-plot")
             assert "labels.csv" in line
             assert "cannot be written to" in line
+
+
+def test_real_images_of_another_size_are_an_error_after_the_first_group(folders):
+    fid = ("--metric", "reference-distance:pixels", "--against", folders / "one", "--prompt", "digit two", "--prompt", "digit six")
+    line = refused(*MODEL, "diversity", *fid, "--groups-a-call", 1, "--output", folders / "out", *QUICK)
+    assert "--against: its images have 4 x 4 pixels, and those that are judged 32 x 32" in line
+    assert not list((folders / "out").rglob("*.png"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,61 @@ def asked_by(common: Common, usual: Sequence[str], world: World | None, removabl
     return asked_for(common.metrics or usual, common.features or reader, labels)
 
 
+def opened(flag: str, path: Path | None) -> Image.Image | None:
+    """The picture of a flag. Raises ValueError, with the flag, if it cannot be read."""
+    try:
+        return None if path is None else open_image(path)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
 def reference_images(folder: Path | None) -> list[Image.Image] | None:
-    return None if folder is None else [open_image(file) for file in image_files(folder)]
+    """The images of ``--against``. Raises ValueError, with the flag, for those that cannot be read or are of unequal size."""
+    if folder is None:
+        return None
+    try:
+        found = {file: open_image(file) for file in image_files(folder)}
+    except ValueError as error:
+        raise ValueError(f"--against: {error}") from error
+    by_size = {image.size: file for file, image in found.items()}
+    if len(by_size) > 1:
+        (one, first), (other, second) = list(by_size.items())[:2]
+        raise ValueError(f"--against: {first} has {_size(one)} pixels and {second} {_size(other)}; resize them first")
+    return list(found.values())
+
+
+def check_size(reference: Sequence[Image.Image] | None, image: Image.Image) -> None:
+    """Raises ValueError where the images of ``--against`` are not as large as those that are judged."""
+    if reference and reference[0].size != image.size:
+        raise ValueError(
+            f"--against: its images have {_size(reference[0].size)} pixels, and those that are judged {_size(image.size)}; "
+            "resize them first"
+        )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def check_given(common: Common, asked: Sequence[Asked], exempt: Collection[str] = ()) -> None:
+    """Raises ValueError for a flag that no metric uses.
+
+    Args:
+        exempt: flags that a protocol uses.
+    """
+    needs = {need for one in asked for need in one.metric.needs}
+    readers = {one.extractor for one in asked if one.reads}
+    used = {
+        "--against": (common.against, "reference" in needs),
+        "--asset": (common.asset, bool(needs & {"asset", "asset_image"})),
+        "--forbidden": (common.forbidden, "forbidden" in needs),
+        "--class": (common.classes or None, "clip" in readers or (FROM_FILE in readers and "expected" in needs)),
+        "--labels": (common.labels, (FROM_FILE if is_file_of_labels(common.labels) else common.labels) in readers),
+        "--features": (common.features, common.features in {one.extractor for one in asked if not one.reads}),
+    }
+    for flag, (value, serves) in used.items():
+        if value is not None and not serves and flag not in exempt:
+            raise ValueError(f"{flag}: none of the metrics uses it; they are {', '.join(one.key for one in asked)}")
 
 
 def expected_of(

@@ -15,11 +15,14 @@ from negengine.cli.choice import one_text
 from negengine.cli.evaluate.judging import (
     WAYS,
     asked_by,
+    check_given,
+    check_size,
     common_settings,
     expected_of,
     few,
     is_file_of_labels,
     measured,
+    opened,
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfPipelines, own_keywords
@@ -34,7 +37,6 @@ from negengine.evaluate import plots
 from negengine.evaluate.asked import Asked, check_needs, load_all
 from negengine.evaluate.draw import Variant, draw
 from negengine.evaluate.files import read_lines
-from negengine.evaluate.folders import open_image
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.measure import Beside
 from negengine.evaluate.pairs import pair_tables
@@ -66,6 +68,8 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     check_device(common.device)
     protocol = _protocol(kind, world, common, own)
     asked = asked_by(common, protocol.metrics, world, _removable(protocol, world))
+    check_given(common, asked, exempt=("--asset", "--forbidden"))
+    asset, _ = opened("--asset", common.asset), opened("--mask", own.mask)
     chosen = variants(protocol.variants, _parts(protocol, world, common, own))
     common_call, _ = calls_of(own.call, protocol.variants)
     call = call_of(own.model, {}, False, {}) | common_call
@@ -74,7 +78,8 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     reference = _reference(protocol, asked, common, world)
     there = ["prompts", "base_labels", *(["asset", "asset_image"] if isinstance(protocol, Asset) else [])]
     there += [name for name, value in (("expected", expected), ("reference", reference), ("forbidden", common.forbidden)) if value]
-    check_needs(asked, there, protocol.images, protocol.images * protocol.repeats * len(protocol.prompts), WAYS)
+    in_a_set = protocol.images * protocol.repeats * len(protocol.prompts)
+    check_needs(asked, there, protocol.images, in_a_set, WAYS, len(reference or ()))
     pictures = None if own.keep is False else common.output / "images"
     if pictures is not None and pictures.exists():
         raise ValueError(f"{pictures} exists; choose another --output, or remove it")
@@ -82,13 +87,14 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     pipe = load(own.model, dtype, common.device, own.scheduler)
     _check_pipeline(pipe, own.model, chosen, call, protocol)
     keep = _keeper(pipe, pictures, own, chosen, call, dtype, common.device)
-    drawn = _drawn(pipe, protocol, chosen, call, own.groups_a_call or (GROUPS_A_CALL if world else 1), keep)
+    check = lambda group: check_size(reference if common.against else None, group.images[0])  # noqa: E731
+    drawn = _drawn(pipe, protocol, chosen, call, own.groups_a_call or (GROUPS_A_CALL if world else 1), check, keep)
     named = [variant.name for variant in drawn]
     beside = Beside(
         base=protocol.variants[0],
         expected=None if expected is None else {reader: dict.fromkeys(named, words) for reader, words in expected.items()},
         reference=reference,
-        asset=open_image(protocol.asset) if isinstance(protocol, Asset) else None,
+        asset=asset,
         forbidden=common.forbidden,
     )
     rows = measured(drawn, asked, extractors, beside)
@@ -100,8 +106,7 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
         **common_settings(common),
     }
     pairs = pair_tables(rows, protocol) if isinstance(protocol, Pairs) else ()
-    remarks = few(asked, protocol.images * protocol.repeats * len(protocol.prompts))
-    leave(document(rows, drawn, asked, settings, pairs, remarks), common.output, common.plot)
+    leave(document(rows, drawn, asked, settings, pairs, few(asked, in_a_set)), common.output, common.plot)
 
 
 def _protocol(kind: type[Protocol], world: World | None, common: Common, own: OfPipelines) -> Protocol:
@@ -165,7 +170,7 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
         if kind is Removal:
             return (world.removable(common.forbidden).prompt,) if common.forbidden is not None else ("",)
         if kind is Asset:
-            return (world.captioner()(open_image(common.asset)),) if common.asset else None  # prompted to draw just that
+            return (world.captioner()(opened("--asset", common.asset)),) if common.asset else None  # prompted to draw just that
         return world.complete or world.prompts if kind is Pairs else world.prompts
     if kind is not Diversity:
         raise ValueError(f"the protocol {kind.name} needs --prompt or --prompts for a model that is not embedded")
@@ -275,14 +280,21 @@ def _drawn(
     chosen: Sequence[Variant],
     call: Mapping[str, Any],
     groups_a_call: int,
+    check: Callable[[Group], None],
     keep: Callable[[str, Group], None],
 ) -> list[Drawn]:
+    """All of it, with a bar on the terminal.
+
+    Args:
+        check: raises for a group that cannot be judged, before the next is drawn. keep: writes a group's pictures.
+    """
     total = len(chosen) * len(protocol.seeds) * protocol.repeats * len(protocol.prompts)
     acting = [settings for variant in chosen for settings in variant.methods(protocol.seeds[0])]
     with Progress(console=Console(stderr=True), transient=True) as progress, in_flags(acting, FLAGS):
         task = progress.add_task(f"drawing {total * protocol.images} images", total=total)
 
         def kept(name: str, group: Group) -> None:
+            check(group)
             keep(name, group)
             progress.advance(task)
 

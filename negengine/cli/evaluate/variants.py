@@ -15,6 +15,7 @@ from negengine.methods import DiffusionNegativePrompt, Method
 
 WITHOUT, REWRITING, DNP = "without", "rewriting", "dnp"
 ASSETS = ("asset", "asset-masked")
+OWN_NEGATIVES = {"standard": STANDARD, "random": RANDOM}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,7 +63,7 @@ def variants(names: Sequence[str], parts: Parts) -> list[Variant]:
 
 def negatives_named(texts: Sequence[str]) -> dict[str, Negative]:
     """``standard`` and ``random``, and those that ``NAME=FILE`` tells. Raises ValueError for another form or a name of a method."""
-    found: dict[str, Negative] = {"standard": chosen_by_seed(STANDARD), "random": chosen_by_seed(RANDOM)}
+    found: dict[str, Negative] = {name: chosen_by_seed(lines) for name, lines in OWN_NEGATIVES.items()}
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
@@ -106,6 +107,11 @@ def _assets(pieces: Sequence[str]) -> list[str]:
 
 
 def _check_flags(parts: Parts, names: Sequence[str], acting: set[str]) -> None:
+    pieces = {piece for name in names for piece in name.split("+")}
+    own = [(f"--negatives {name}", True, name) for name in parts.negatives if name not in OWN_NEGATIVES]
+    for flag, given, piece in (("--rewrite", parts.rewrite, REWRITING), ("--mask", parts.mask, "asset-masked"), *own):
+        if given is not None and piece not in pieces:
+            raise ValueError(f"{flag} is for the variant {piece}, which is not there; there are {', '.join(names)}")
     for text in parts.sets:
         if (name := text.partition(".")[0]) not in acting:
             raise ValueError(f"--set {text}: no variant uses {name}; the variants are {', '.join(names)}")
