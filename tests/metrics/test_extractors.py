@@ -32,6 +32,22 @@ def no_tensor(images):
     return [0.0]
 
 
+def own_error(images):
+    return {}["weights"]
+
+
+def test_a_function_in_the_working_folder_is_found_as_an_installed_command_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    (tmp_path / "my_own_eyes.py").write_text("import torch\ndef see(images):\n    return torch.ones(len(images), 2)\n")
+    (tmp_path / "my_blind_eyes.py").write_text("raise RuntimeError('no eyes')\n")
+    before = list(sys.path)
+    assert load_extractor("my_own_eyes:see").features(pictures(3)).tolist() == [[1, 1]] * 3
+    with pytest.raises(ValueError, match="my_blind_eyes:see cannot be imported: RuntimeError: no eyes"):
+        load_extractor("my_blind_eyes:see")
+    assert sys.path == before
+
+
 def test_pixels_are_the_pixels():
     images = pictures(3)
     found = load_extractor("pixels").features(images)
@@ -58,7 +74,8 @@ def test_a_function_of_ones_own_is_asked_in_batches():
         ("no_such_module:f", ValueError, "cannot be imported"),
         (f"{__name__}:sys", ValueError, "is no function"),
         (f"{__name__}:wrong_rows", ValueError, r"returned \[1, 2\] for 3 images"),
-        (f"{__name__}:no_tensor", TypeError, r"must return a tensor \[N, F\], got list"),
+        (f"{__name__}:no_tensor", ValueError, r"no_tensor failed: TypeError: .* must return a tensor \[N, F\], got list"),
+        (f"{__name__}:own_error", ValueError, r"own_error failed: KeyError: 'weights'"),
     ],
 )
 def test_what_cannot_see_is_one_clear_error(name, error, message):
