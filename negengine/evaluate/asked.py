@@ -75,7 +75,7 @@ def load_all(asked: Sequence[Asked], device: str, classes: Classes) -> dict[str,
     """
     for one in asked:
         if one.metric.prepare is not None:
-            one.metric.prepare()
+            one.metric.prepare(device)
     names = dict.fromkeys(one.extractor for one in asked if one.extractor not in (None, FROM_FILE))
     loaded = {name: load_extractor(name, device, classes, EMBEDDED) for name in names if name is not None}
     for one in asked:

@@ -32,7 +32,7 @@ class Metric:
         better: ``"higher"``, ``"lower"``, or None where neither is.
         library: the package that computes it besides the extractor; None: negengine.
         extractor: the usual one of the papers; None if it needs none.
-        prepare: loads what it needs besides an extractor, so that what is missing is an error before anything is drawn.
+        prepare: loads what it needs besides an extractor onto a device, so that what is missing is an error before any drawing.
         at_least: images that it needs, in a group or in the set. of_reference: reference images that it needs.
         percent: whether it is a share.
     """
@@ -46,7 +46,7 @@ class Metric:
     better: str | None
     library: str | None = None
     extractor: str | None = None
-    prepare: Callable[[], object] | None = None
+    prepare: Callable[[str], object] | None = None
     at_least: int = 1
     of_reference: int = 0
     percent: bool = False
@@ -98,8 +98,8 @@ def _sets(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evidence], 
     return _one(lambda evidence: function(_there(evidence.features), _there(evidence.reference)))
 
 
-def _package(module: str, package: str, name: str) -> Callable[[], object]:
-    return lambda: need(module, package, f"the metric {name}")
+def _package(module: str, package: str, name: str) -> Callable[[str], object]:
+    return lambda device: need(module, package, f"the metric {name}")
 
 
 _ALL = (
@@ -134,7 +134,7 @@ _ALL = (
         needs=(),
         better=HIGHER,
         library="lpips",
-        prepare=perceptual.lpips_network,
+        prepare=perceptual.lpips_on,
         at_least=2,
     ),
     Metric(
@@ -209,7 +209,7 @@ _ALL = (
         needs=("prompts",),
         better=HIGHER,
         library="t2v-metrics",
-        prepare=perceptual.vqa_judge,
+        prepare=lambda device: perceptual.vqa_judge(),
     ),
     Metric(
         name="asset-similarity",

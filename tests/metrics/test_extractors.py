@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from negengine.metrics import MissingWeights, pairwise_lpips, perceptual, vqa_scores
+from negengine.metrics import METRICS, MissingWeights, pairwise_lpips, perceptual, vqa_scores
 from negengine.metrics.extractors import EXTRACTORS, batched, load_extractor
+from negengine.metrics.libraries import weights
 
 
 def pictures(n, size=(4, 3)):
@@ -167,6 +168,43 @@ def test_lpips_is_the_mean_over_pairs():
         pairwise_lpips(images[:1], network)
     with pytest.raises(ValueError, match="one size"):
         pairwise_lpips([*images, Image.new("RGB", (9, 9))], network)
+
+
+class Recording(torch.nn.Module):
+    """A network in place of LPIPS's, which says where and how many pairs it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.given = []
+
+    def forward(self, a, b):
+        self.given.append((len(a), a.device.type, b.device.type))
+        return torch.full((len(a), 1, 1, 1), float(len(self.given)))
+
+
+def test_lpips_takes_a_few_pairs_at_a_time_on_the_device_that_is_asked_for(monkeypatch):
+    network = Recording()
+    monkeypatch.setattr(perceptual, "lpips_network", lambda: network)
+    METRICS["lpips"].prepare("meta")
+    assert pairwise_lpips(pictures(7)).item() == pytest.approx((16 * 1 + 5 * 2) / 21)
+    assert network.given == [(16, "meta", "meta"), (5, "meta", "meta")]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("invalid hash value (expected x)"), MissingWeights),
+        (RuntimeError("Failed to download weights"), MissingWeights),
+        (FileNotFoundError("x.pth"), MissingWeights),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("Error(s) in loading state_dict"), RuntimeError),
+    ],
+)
+def test_only_what_could_not_be_fetched_is_missing(error, kind):
+    with pytest.raises(kind) as found, weights("X", "fetch it"):
+        raise error
+    assert type(found.value) is kind
 
 
 def test_vqa_score_asks_about_each_picture_and_its_own_prompt():
