@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from negengine import png
 from negengine.cli import app
 from negengine.cli.evaluate.judging import expected_of
 from negengine.evaluate import results
@@ -409,6 +410,11 @@ def test_labels_of_a_file_tell_what_is_as_prompted_and_what_is_absent(folders):
     result = evaluate(folders / "one", *both, *wanted, "--class", "dog", "--output", folders / "b", "--no-plot")
     assert result.exit_code == 0, result.output
     assert means(folders / "b")["one", "as-prompted:file"] == 0
+    files = {"labels": str(folders / "labels.csv"), "prompts_of": str(folders / "prompts.json")}
+    flags = files | {"classes": ["dog"], "forbidden": "elk", "per_group": 4}
+    evaluate(folders / "one", *both, *wanted, "--class", "dog", "--per-group", 4, "--output", folders / "c", "--no-plot")
+    told = results.read(folders / "c" / "evaluate.json")["settings"]
+    assert {name: told[name] for name in flags} == flags
 
 
 def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_drawn(folders, monkeypatch):
@@ -426,3 +432,34 @@ def test_real_images_of_another_size_are_an_error_after_the_first_group(folders)
     line = refused(*MODEL, "diversity", *fid, "--groups-a-call", 1, "--output", folders / "out", *QUICK)
     assert "--against: its images have 4 x 4 pixels, and those that are judged 32 x 32" in line
     assert not list((folders / "out").rglob("*.png"))
+
+
+def test_pictures_and_results_tell_what_each_was_drawn_with(tmp_path):
+    (tmp_path / "lines.txt").write_text("a thin {prompt}\na bold {prompt}\n")
+    (tmp_path / "not.txt").write_text("blurry\n")
+    own = (
+        "--variant",
+        "rewriting",
+        "--rewrite",
+        tmp_path / "lines.txt",
+        "--variant",
+        "mine",
+        "--negatives",
+        f"mine={tmp_path}/not.txt",
+    )
+    one = ("--prompt", "digit two", "--images", 2, "--seed", 0, "--metric", "vendi")
+    result = evaluate(*MODEL, "diversity", *own, *one, "--output", tmp_path / "out", *QUICK)
+    assert result.exit_code == 0, result.output
+    told = results.read(tmp_path / "out" / "evaluate.json")
+    assert told["settings"]["rewrite"] == str(tmp_path / "lines.txt")
+    assert told["settings"]["negatives"] == [f"mine={tmp_path}/not.txt"]
+    assert list(told["variants"]["rewriting"]["texts"].values()) == ["a thin digit two", "a bold digit two"]
+    assert list(told["variants"]["mine"]["negative_prompts"].values()) == ["blurry", "blurry"]
+    rewritten, mine = (
+        [png.read(file) for file in sorted((tmp_path / "out" / "images" / name).glob("*.png"))] for name in ("rewriting", "mine")
+    )
+    assert [(file["prompt"], file["text"]) for file in rewritten] == [
+        ("digit two", "a thin digit two"),
+        ("digit two", "a bold digit two"),
+    ]
+    assert [file["negative prompt"] for file in mine] == ["blurry", "blurry"]

@@ -17,6 +17,7 @@ from negengine.cli.evaluate.judging import (
     is_file_of_labels,
     measured,
     opened,
+    plain_of,
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfFolders
@@ -75,7 +76,7 @@ def of_folders(folders: Sequence[Path], common: Common, own: OfFolders) -> None:
     check_needs(asked, there, len(drawn[0].groups[0].images), fewest, WAYS, len(reference or ()))
     rows = measured(drawn, asked, extractors, beside)
     ordered = sorted(drawn, key=lambda variant: variant.name != base)
-    settings = {"folders": list(map(str, folders)), "base": base, **common_settings(common)}
+    settings = {"folders": list(map(str, folders)), "base": base, **plain_of(own), **common_settings(common)}
     leave(document(rows, ordered, asked, settings, remarks=few(asked, fewest)), common.output, common.plot)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from negengine.cli.evaluate.options import Common
+from negengine.cli.evaluate.options import Common, OfFolders, OfPipelines
 from negengine.evaluate.asked import FROM_FILE, Asked, asked_for
 from negengine.evaluate.folders import image_files, open_image
 from negengine.evaluate.groups import Drawn
@@ -143,5 +143,10 @@ def few(asked: Sequence[Asked], images: int) -> list[str]:
 
 def common_settings(common: Common) -> dict[str, Any]:
     """What both forms keep in the results."""
-    told = {"classes": list(common.classes), "against": common.against, "asset": common.asset, "forbidden": common.forbidden}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in told.items() if value not in (None, [])}
+    return plain_of(common, ("features", "labels", "classes", "against", "asset", "forbidden"))
+
+
+def plain_of(options: Common | OfFolders | OfPipelines, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The flags that were given, as JSON can hold them; all if ``names`` is None."""
+    told = {name: getattr(options, name) for name in names or vars(options)}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in told.items() if value not in (None, [], ())}

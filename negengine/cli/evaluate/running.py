@@ -23,6 +23,7 @@ from negengine.cli.evaluate.judging import (
     is_file_of_labels,
     measured,
     opened,
+    plain_of,
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfPipelines, own_keywords
@@ -102,6 +103,7 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
         "protocol": protocol.name,
         "of the protocol": dataclasses.asdict(protocol),
         **{name: getattr(own, name) for name in ("model", "scheduler")},
+        **plain_of(own, ("rewrite", "negatives", "captioner")),
         **{"dtype": dtype, "device": common.device, "call": call},
         **common_settings(common),
     }
@@ -269,7 +271,9 @@ def _keeper(
             told["run"] = run.plain(pipe)
         for index, image in enumerate(group.images):
             file = folder / name.replace(":", "-") / f"{number:04d}-{png.slug(str(group.prompt))}-seed{group.seed}-{index:02d}.png"
-            png.write(image, file, told | {"seed": seeds[index], "index": index, "number": index})
+            used = {"text": group.texts, "negative prompt": group.negative_prompts}
+            drawn_with = {what: texts[index] for what, texts in used.items() if texts}
+            png.write(image, file, told | drawn_with | {"seed": seeds[index], "index": index, "number": index})
 
     return keep
 
