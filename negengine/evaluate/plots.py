@@ -19,9 +19,9 @@ def check() -> None:
 
 def plot(told: Mapping[str, Any], path: Path) -> None:
     """Means with intervals over the variants, the base in grey."""
+    drawn = figure(told)
     from matplotlib import pyplot as plt
 
-    drawn = figure(told)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(drawn)
