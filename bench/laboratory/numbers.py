@@ -20,7 +20,6 @@ from negengine.evaluate.protocols import prompt_of
 from negengine.metrics.intervals import Interval, difference_interval, mean_interval, share_interval, units_of
 from negengine.metrics.registry import METRICS
 from negengine.models import load_classifier
-from negengine.models.people.attributes import PROFESSIONS
 
 Values = Mapping[str, float]
 DIVERSITY = (
@@ -40,11 +39,12 @@ def measured(drawn: Sequence[Drawn], metrics: Sequence[str], **beside: Any) -> l
     """
     asked = asked_for(metrics, people.READER, people.READER)
     extractors = load_all(asked, "cpu", ())
-    classes = extractors[people.READER].classes if people.READER in extractors else PROFESSIONS
-    if any(one.extractor == "people-everything" for one in asked):
-        classes = extractors["people-everything"].classes
-    of_each = {one.name: [_asked(group, classes) for group in one.groups for _ in group.images] for one in drawn}
-    expected = of_each if all(all(words) for words in of_each.values()) else None
+    expected = {}
+    for reader in (one.extractor for one in asked if "expected" in one.metric.needs):
+        classes = extractors[str(reader)].classes
+        of_each = {one.name: [_asked(group, classes) for group in one.groups for _ in group.images] for one in drawn}
+        if all(all(words) for words in of_each.values()):
+            expected[str(reader)] = of_each
     rows = measure(drawn, asked, extractors, Beside(base=drawn[0].name, expected=expected, **beside))
     return [of_laboratory(row) for row in rows]
 

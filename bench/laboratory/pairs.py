@@ -72,7 +72,7 @@ def _measured(drawn: Sequence[Drawn]) -> list[Any]:
     texts = (CORRECTNESS, f"{QUALITY}:{people.READER}", "as-prompted:people-everything")
     asked = asked_for(texts, people.READER, people.READER)
     expected = {one.name: [str(group.prompt) for group in one.groups for _ in group.images] for one in drawn}
-    beside = Beside(base=drawn[0].name, expected=expected, reference=people.real_people()[0])
+    beside = Beside(base=drawn[0].name, expected={"people-everything": expected}, reference=people.real_people()[0])
     return laboratory.measure(drawn, asked, load_all(asked, "cpu", ()), beside)
 
 

@@ -147,7 +147,7 @@ def _numbers(
     classes = extractors[world.reader].classes
     expected = [str(class_in(str(group.prompt), classes)) for group in drawn[0].groups for _ in group.images]
     base = drawn[0].name
-    beside = Beside(base=base, expected={variant.name: expected for variant in drawn}, asset=asset)
+    beside = Beside(base=base, expected={world.reader: {variant.name: expected for variant in drawn}}, asset=asset)
     rows = measure(drawn, asked, extractors, beside)
     metrics: dict[str, Any] = {}
     for one in asked:

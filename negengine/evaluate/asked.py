@@ -75,7 +75,7 @@ def load_all(asked: Sequence[Asked], device: str, classes: Classes) -> dict[str,
     """
     for one in asked:
         if one.metric.prepare is not None:
-            one.metric.prepare()
+            one.metric.prepare(device)
     names = dict.fromkeys(one.extractor for one in asked if one.extractor not in (None, FROM_FILE))
     loaded = {name: load_extractor(name, device, classes, EMBEDDED) for name in names if name is not None}
     for one in asked:
@@ -94,13 +94,15 @@ def load_all(asked: Sequence[Asked], device: str, classes: Classes) -> dict[str,
     return loaded
 
 
-def check_needs(asked: Sequence[Asked], there: Collection[str], per_group: int, images: int, ways: Mapping[str, str]) -> None:
+def check_needs(
+    asked: Sequence[Asked], there: Collection[str], per_group: int, images: int, ways: Mapping[str, str], references: int = 0
+) -> None:
     """Raises ValueError for a metric that lacks something, or has too few images.
 
     Args:
         there: fields of ``Evidence`` that will be there beside what the extractors give.
         per_group: images in a group. images: in a set.
-        ways: field -> what to give.
+        ways: field -> what to give. references: how many reference images there are.
     """
     given = {"features", "logits", "labels", "texts", "classes", "extractor", *there}
     for one in asked:
@@ -111,3 +113,5 @@ def check_needs(asked: Sequence[Asked], there: Collection[str], per_group: int, 
         number, where = (per_group, "a group") if one.metric.unit == GROUP else (images, "all")
         if one.metric.unit in (GROUP, SET) and number < one.metric.at_least:
             raise ValueError(f"{one.metric.name} needs {one.metric.at_least} images or more in {where}, and there are {number}")
+        if references < (least := one.metric.of_reference):
+            raise ValueError(f"{one.metric.name} needs {least} reference images or more (--against), and there are {references}")

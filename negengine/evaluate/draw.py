@@ -127,16 +127,17 @@ def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str,
     per = len(cases[0].image_seeds)
     seeds = [seed for case in cases for seed in case.image_seeds]
     texts = [text for case in cases for text in (variant.rewrite or _unchanged)(case.prompt, per)]
+    negatives: list[str] = []  # that are chosen for each image
     if variant.dnp is not None:
         records = diffusion_negative_prompting(pipe, texts, variant.dnp, seed=seeds, **_for_rows(call, len(texts)))
-        images = [record.images[0] for record in records]
+        images, negatives = [record.images[0] for record in records], [record.negative_prompt for record in records]
     else:
         each = variant.rewrite is not None or variant.negative is not None
         rows = texts if each else [case.prompt for case in cases]
         arguments = _for_rows(call, len(rows))
         if variant.negative is not None:
             of_images = [(case.prompt, seed) for case in cases for seed in case.image_seeds]
-            arguments["negative_prompt"] = [variant.negative(prompt, seed) for prompt, seed in of_images]
+            arguments["negative_prompt"] = negatives = [variant.negative(prompt, seed) for prompt, seed in of_images]
         generators = [torch.Generator(pipe.device.type).manual_seed(seed) for seed in seeds]
         images = pipe(rows, num_images_per_prompt=1 if each else per, generator=generators, **arguments).images
     return [
@@ -145,6 +146,8 @@ def _draw(pipe: Any, variant: Variant, cases: Sequence[Case], call: Mapping[str,
             images=tuple(image.convert("RGB") for image in images[number * per : (number + 1) * per]),
             names=tuple(f"{case.key}/{k}" for k in range(per)),
             prompt=case.prompt,
+            texts=tuple(texts[number * per : (number + 1) * per]) if variant.rewrite is not None else (),
+            negative_prompts=tuple(negatives[number * per : (number + 1) * per]),
             seed=case.seed,
             image_seeds=case.image_seeds,
             call_seed=_seed_of_call(cases),

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from negengine import png
 from negengine.evaluate.groups import Drawn, Group
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 BY = ("settings", "folder", "name", "none")
 
 
@@ -58,12 +60,30 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_image(file: Path) -> Image.Image:
-    """An image file in RGB. Raises ValueError if it cannot be read."""
+    """An image file in RGB, as a viewer shows it: turned as its EXIF says, on white where it is transparent, 16 bits as 8.
+
+    Raises:
+        ValueError: it cannot be read, or its numbers have no range that could be white.
+    """
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return as_shown(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """RGB of 8 bits. Raises ValueError for the modes I and F, whose conversion would clip what is above 255."""
+    deep = image.mode in SIXTEEN_BITS or (image.mode, image.format) == ("I", "PNG")  # as Pillow before 11 reads 16 bits
+    if image.mode in ("I", "F") and not deep:
+        raise ValueError(f"its mode {image.mode} holds numbers of no certain range; save it with 8 or 16 bits a channel")
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    clear = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
 
 
 def told_by(file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class Group:
     Attributes:
         key: the same for the same prompt and seed of every variant.
         images: RGB. names: of their files, or of what stands for them.
+        texts, negative_prompts: of each image, where they are not the prompt, and not the negative prompt of the call.
         prompt: a text; None if unknown. seed: None if unknown. image_seeds: of the noise of each image, where known.
         call_seed: that methods with noise of their own had when it was drawn; None if unknown.
     """
@@ -24,6 +25,8 @@ class Group:
     images: tuple[Image.Image, ...]
     names: tuple[str, ...]
     prompt: str | None = None
+    texts: tuple[str, ...] = field(default=(), kw_only=True)
+    negative_prompts: tuple[str, ...] = field(default=(), kw_only=True)
     seed: int | None = None
     image_seeds: tuple[int, ...] = ()
     call_seed: int | None = None

@@ -19,6 +19,7 @@ from negengine.metrics.registry import IMAGE, SET
 
 PROMPTS, GROUPS, SEEDS = "prompts", "groups", "seeds"
 COMPARED = "base_labels"  # what a metric needs that compares with the labels of the base
+SHOWN = 10  # classes in an error; a reader may know a thousand
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,17 +28,23 @@ class Beside:
 
     Attributes:
         labels: of a file: variant -> a text for each image.
-        expected: variant -> the class that is asked for in each image, as a word.
+        expected: reader -> variant -> the class that is asked for in each image, as a word of that reader.
         reference: real images. asset: the picture to keep away from.
         forbidden: a class. base: the variant with which the others are compared.
     """
 
     base: str
     labels: Mapping[str, Sequence[str]] | None = None
-    expected: Mapping[str, Sequence[str]] | None = None
+    expected: Mapping[str, Mapping[str, Sequence[str]]] | None = None
     reference: Sequence[Image.Image] | None = None
     asset: Image.Image | None = None
     forbidden: str | None = None
+
+    def classes_of_file(self) -> tuple[str, ...]:
+        """The labels of the file, and the classes that are asked for or forbidden: no image may have their label."""
+        found = {label for labels in (self.labels or {}).values() for label in labels}
+        found |= {word for words in (self.expected or {}).get(FROM_FILE, {}).values() for word in words}
+        return tuple(sorted(found | ({self.forbidden} if self.forbidden is not None else set())))
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class _Eyes:
             return _Seen()
         if one.extractor == FROM_FILE:
             assert self.beside.labels is not None
-            classes = tuple(sorted({label for labels in self.beside.labels.values() for label in labels}))
+            classes = self.beside.classes_of_file()
             return _Seen(labels=_numbers(self.beside.labels[variant.name], classes), classes=classes)
         key = variant.name, one.extractor, one.reads
         if key not in self._kept:
@@ -228,7 +235,8 @@ def _labels_of_other_seeds(seed: int | None, name: str, given: _Given) -> Tensor
 def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str, base_labels: Tensor | None) -> Evidence:
     mine, beside, extractor = given.seen[name], given.beside, given.extractor
     needs, classes = one.metric.needs, mine.classes
-    expected = [beside.expected[name][row] for row in rows] if "expected" in needs and beside.expected else None
+    words = beside.expected[str(one.extractor)][name] if "expected" in needs and beside.expected else None
+    expected = None if words is None else [words[row] for row in rows]
     prompts = [group.prompt or "" for group in part.groups for _ in group.images]
     evidence = Evidence(
         images=part.images,
@@ -256,7 +264,9 @@ def _evidence(part: Drawn, one: Asked, given: _Given, rows: list[int], name: str
 def _numbers(words: Sequence[str], classes: Sequence[str]) -> Tensor:
     strange = next((word for word in words if word not in classes), None)
     if strange is not None:
-        raise ValueError(f"the class {strange!r} is none of those that are read: {', '.join(classes)}")
+        more = f", … and {len(classes) - SHOWN} others" if len(classes) > SHOWN + 1 else ""
+        there = ", ".join(classes[: SHOWN if more else None])
+        raise ValueError(f"the class {strange!r} is none of those that are read: {there}{more}")
     return torch.tensor([classes.index(word) for word in words], dtype=torch.int64)
 
 

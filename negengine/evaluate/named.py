@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
+from negengine.evaluate.files import read_json, read_text
 from negengine.evaluate.groups import Drawn
 
 
@@ -22,10 +22,9 @@ def read_named(path: Path, what: str) -> dict[str, str]:
     """
     if path.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"{path} must be a .csv or a .json file of names and their {what}")
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".json":
-        return _of_json(path, text, what)
-    rows = [row for row in csv.reader(text.splitlines()) if row][1:]
+        return _of_json(path, what)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines()) if row][1:]
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise ValueError(f"{path}: every row must be a name and its {what}, got {','.join(wrong)!r}")
@@ -33,24 +32,21 @@ def read_named(path: Path, what: str) -> dict[str, str]:
     for name, value in rows:
         if name in found:
             raise ValueError(f"{path} has {name} twice")
-        found[name.strip()] = value.strip()
+        found[name] = value
     if not found:
         raise ValueError(f"{path} has no row below its header")
     return found
 
 
-def _of_json(path: Path, text: str, what: str) -> dict[str, str]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} does not parse: {error}") from error
+def _of_json(path: Path, what: str) -> dict[str, str]:
+    found = read_json(path)
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()) or not found:
         raise ValueError(f"{path} must hold an object of names and their {what}")
     return found
 
 
 def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> list[str]:
-    """What a file says of every image of a variant: by the image's name, ``VARIANT/name``, or the key of its group.
+    """What a file says of every image of a variant: by the image's name or the key of its group, or either as ``VARIANT/name``.
 
     Raises:
         ValueError: an image that it says nothing of; says which, and how many.
@@ -58,7 +54,8 @@ def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> lis
     found, missing = [], []
     for group in drawn.groups:
         for name in group.names:
-            value = next((told[key] for key in (f"{drawn.name}/{name}", name, group.key) if key in told), None)
+            keys = (f"{drawn.name}/{name}", name, f"{drawn.name}/{group.key}", group.key)
+            value = next((told[key] for key in keys if key in told), None)
             if value is None:
                 missing.append(name)
             else:
@@ -74,11 +71,27 @@ def for_images(path: Path, told: dict[str, str], drawn: Drawn, what: str) -> lis
 
 def check_used(path: Path, told: dict[str, str], drawn: list[Drawn], what: str) -> None:
     """Raises ValueError for names in a file that stand for no image and no group: it was made for other folders."""
-    known = {key for variant in drawn for group in variant.groups for key in (group.key, *group.names)}
-    known |= {f"{variant.name}/{name}" for variant in drawn for name in variant.names}
+    known = {key for variant in drawn for key in _keys(variant)}
+    known |= {f"{variant.name}/{key}" for variant in drawn for key in _keys(variant)}
     strange = [name for name in told if name not in known]
     if strange:
         more = f" and {len(strange) - 1} others" if len(strange) > 1 else ""
         raise ValueError(
             f"{path} has a {what} for {strange[0]}{more}, which is neither an image nor a group; there is {sorted(known)[0]}"
         )
+
+
+def check_single(path: Path, told: dict[str, str], drawn: list[Drawn], what: str) -> None:
+    """Raises ValueError for a name of a file that stands for different pictures, of which each has a ``what`` of its own."""
+    for name in told:
+        holders = [variant.name for variant in drawn if name in _keys(variant)]
+        if len(holders) > 1:
+            raise ValueError(
+                f"{path} has one {what} for {name}, which {' and '.join(holders)} hold; "
+                f"write {holders[0]}/{name}, and a row for each folder"
+            )
+
+
+def _keys(variant: Drawn) -> set[str]:
+    """The names of its groups and images."""
+    return {key for group in variant.groups for key in (group.key, *group.names)}

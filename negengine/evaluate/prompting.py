@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 from negengine.evaluate.draw import Negative, Rewrite
+from negengine.evaluate.files import read_json, read_lines
 
 HERE = "{prompt}"  # stands for the prompt in a line of a file
 # what people paste into negative prompts, whatever the prompt is
@@ -71,17 +71,11 @@ def chosen_by_seed(texts: tuple[str, ...]) -> Negative:
 def _lines(path: Path) -> list[str]:
     if path.suffix.lower() != ".txt":
         raise ValueError(f"{path} must be a .txt file with a text in each line, or a .json file of prompts and lists of texts")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} has no line")
-    return lines
+    return read_lines(path)
 
 
 def _lists(path: Path) -> dict[str, list[str]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} does not parse: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict) or not found:
         raise ValueError(f"{path} must hold an object of prompts and lists of texts")
     for prompt, texts in found.items():

@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
+from negengine.metrics.registry import IMAGE, metric_named
+
 # NegToMe's 20 categories, and five of the beginnings of a prompt that its published evaluation code uses
 CATEGORIES = (
     "bird", "mammal", "animal", "boat", "building", "bus", "car", "airplane", "fish", "insect",
@@ -152,7 +154,7 @@ class Pairs(Protocol):
     People compared pictures there; here the metrics do. A picture wins if its score is best by more than ``margin``.
 
     Args:
-        correctness, quality: metrics of single images.
+        correctness, quality: metrics of single images, as in ``metrics`` or without their extractor.
         margin: in standard deviations of a score over all pictures; below it there is no clear winner.
     """
 
@@ -168,8 +170,10 @@ class Pairs(Protocol):
     def __post_init__(self) -> None:
         super().__post_init__()
         for what in (self.correctness, self.quality):
-            if what not in self.metrics:
+            if what not in {*self.metrics, *(metric.partition(":")[0] for metric in self.metrics)}:
                 raise ValueError(f"the protocol pairs compares by {what}, which is not among its metrics")
+            if metric_named(what.partition(":")[0]).unit != IMAGE:
+                raise ValueError(f"the protocol pairs compares single images, which {what} does not measure")
         if not self.margin >= 0:
             raise ValueError(f"margin must be 0 or more, got {self.margin}")
         if "dnp" not in self.variants or len(self.variants) < 2:

@@ -49,7 +49,7 @@ def document(
             f"Student's t below {ENOUGH} values; Wilson's for shares that are all 0 or all 1",
         },
         "metrics": {one.key: _about(one) for one in asked},
-        "variants": {variant.name: {**variant.about, **_counts(variant)} for variant in drawn},
+        "variants": {variant.name: {**variant.about, **_counts(variant), **_texts(variant)} for variant in drawn},
         "rows": [_plain(row) for row in rows],
         "pairs": [asdict(table) for table in pairs],
         "remarks": [*remarks, *_remarks(drawn)],
@@ -111,6 +111,15 @@ def _counts(variant: Drawn) -> dict[str, Any]:
         "groups": len(variant.groups),
         "seeds": [seed for seed in variant.by_seed() if seed is not None],
     }
+
+
+def _texts(variant: Drawn) -> dict[str, dict[str, str]]:
+    """For each image the text and the negative prompt with which it was drawn, where they were chosen for it."""
+    found: dict[str, dict[str, str]] = {"texts": {}, "negative_prompts": {}}
+    for group in variant.groups:
+        found["texts"] |= dict(zip(group.names, group.texts, strict=False))
+        found["negative_prompts"] |= dict(zip(group.names, group.negative_prompts, strict=False))
+    return {what: texts for what, texts in found.items() if texts}
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+FETCHING = ("download", "invalid hash", "were required", "offline")  # said by a RuntimeError of torch.hub or open_clip
 LONGEST = 120  # characters of a reason
 
 
@@ -36,7 +37,7 @@ def need(module: str, package: str, what: str, extra: bool = True) -> ModuleType
 
 @contextmanager
 def weights(what: str, how: str) -> Iterator[None]:
-    """Around the loading of weights: what a failed download or a missing file raises becomes :class:`MissingWeights`.
+    """Around the loading of weights: what a failed download or a missing file raises becomes :class:`MissingWeights`, nothing else.
 
     Args:
         what: whose weights, as the beginning of a sentence. how: the way to get them, as its end.
@@ -46,6 +47,8 @@ def weights(what: str, how: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # of which the errors of urllib, torch.hub and the hub's client are some
+        if isinstance(error, RuntimeError) and not any(word in str(error).lower() for word in FETCHING):
+            raise  # too little memory, or weights of another form: they are here
         reason = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
         reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST].rstrip()} …"
         raise MissingWeights(f"the weights of {what} are not here and cannot be fetched ({reason}); {how}") from error

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from negengine.metrics.extractors.base import as_tensor
 from negengine.metrics.libraries import need, weights
 
+PAIRS = 16  # at once through the network: all pairs of a large group would not fit into memory
 VQA_MODEL = "clip-flant5-xl"
 
 
@@ -26,6 +26,11 @@ def lpips_network(net: str = "alex") -> Any:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     with weights("LPIPS's AlexNet", f"run it once with network, or copy torchvision's alexnet-owt-7be5be79.pth to {folder}"):
         return package.LPIPS(net=net, verbose=False)
+
+
+def lpips_on(device: str) -> None:
+    """The network of LPIPS, on a device from now on. Raises as :func:`lpips_network`."""
+    lpips_network().to(device)
 
 
 def pairwise_lpips(images: Sequence[Image.Image], network: Any = None) -> Tensor:
@@ -40,10 +45,12 @@ def pairwise_lpips(images: Sequence[Image.Image], network: Any = None) -> Tensor
     if len(images) < 2:
         raise ValueError(f"LPIPS between images needs two or more, got {len(images)}")
     network = network or lpips_network()
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else torch.device("cpu")
     batch = as_tensor(images) * 2 - 1
-    first, second = zip(*combinations(range(len(images)), 2), strict=True)
+    pairs = torch.combinations(torch.arange(len(images)))
     with torch.no_grad():
-        return network(batch[list(first)], batch[list(second)]).double().mean()
+        found = [network(batch[part[:, 0]].to(device), batch[part[:, 1]].to(device)) for part in pairs.split(PAIRS)]
+    return torch.cat([part.flatten().double().cpu() for part in found]).mean()
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from negengine.metrics.evidence import Evidence
 from negengine.metrics.extractors.base import as_tensor
 from negengine.metrics.libraries import need
 from negengine.metrics.shares import distinct_labels, label_divergence, label_entropy
-from negengine.metrics.similarity import feature_similarity, nearest_distance, pixel_correlation
+from negengine.metrics.similarity import NEAREST, feature_similarity, nearest_distance, pixel_correlation
 
 GROUP, IMAGE, SET = "group", "image", "set"
 HIGHER, LOWER = "higher", "lower"
@@ -33,8 +33,8 @@ class Metric:
         better: ``"higher"``, ``"lower"``, or None where neither is.
         library: the package that computes it besides the extractor; None: negengine.
         extractor: the usual one of the papers; None if it needs none.
-        prepare: loads what it needs besides an extractor, so that what is missing is an error before anything is drawn.
-        at_least: images that it needs, in a group or in the set.
+        prepare: loads what it needs besides an extractor onto a device, so that what is missing is an error before any drawing.
+        at_least: images that it needs, in a group or in the set. of_reference: reference images that it needs.
         percent: whether it is a share.
         least, most: values that are possible; None: no bound. most may depend on the number of images in a group.
     """
@@ -48,8 +48,9 @@ class Metric:
     better: str | None
     library: str | None = None
     extractor: str | None = None
-    prepare: Callable[[], object] | None = None
+    prepare: Callable[[str], object] | None = None
     at_least: int = 1
+    of_reference: int = 0
     percent: bool = False
     least: float | None = None
     most: float | Callable[[int], float] | None = None
@@ -105,8 +106,8 @@ def _sets(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Evidence], 
     return _one(lambda evidence: function(_there(evidence.features), _there(evidence.reference)))
 
 
-def _package(module: str, package: str, name: str) -> Callable[[], object]:
-    return lambda: need(module, package, f"the metric {name}")
+def _package(module: str, package: str, name: str) -> Callable[[str], object]:
+    return lambda device: need(module, package, f"the metric {name}")
 
 
 _ALL = (
@@ -145,7 +146,7 @@ _ALL = (
         needs=(),
         better=HIGHER,
         library="lpips",
-        prepare=perceptual.lpips_network,
+        prepare=perceptual.lpips_on,
         at_least=2,
         least=0,
     ),
@@ -232,7 +233,7 @@ _ALL = (
         needs=("prompts",),
         better=HIGHER,
         library="t2v-metrics",
-        prepare=perceptual.vqa_judge,
+        prepare=lambda device: perceptual.vqa_judge(),
         least=0,
         most=1,
     ),
@@ -293,6 +294,7 @@ _ALL = (
         better=LOWER,
         extractor="dinov2",
         least=0,
+        of_reference=NEAREST,
     ),
     Metric(
         name="fid",
@@ -307,6 +309,7 @@ _ALL = (
         prepare=_package("torchmetrics.image.fid", "torchmetrics", "fid"),
         at_least=2,
         least=0,
+        of_reference=2,
     ),
     Metric(
         name="kid",
@@ -320,6 +323,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torchmetrics.image.fid", "torchmetrics", "kid"),
         at_least=2,
+        of_reference=2,
     ),
     Metric(
         name="precision",
@@ -333,6 +337,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torch_fidelity.metric_prc", "torch-fidelity", "precision"),
         at_least=sets.NEIGHBOURS + 1,
+        of_reference=sets.NEIGHBOURS + 1,
         percent=True,
         least=0,
         most=1,
@@ -349,6 +354,7 @@ _ALL = (
         extractor="inception",
         prepare=_package("torch_fidelity.metric_prc", "torch-fidelity", "recall"),
         at_least=sets.NEIGHBOURS + 1,
+        of_reference=sets.NEIGHBOURS + 1,
         percent=True,
         least=0,
         most=1,

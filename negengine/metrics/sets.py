@@ -88,6 +88,7 @@ def precision_recall(features: Tensor, reference: Tensor) -> tuple[Tensor, Tenso
     """
     _check(features, reference, at_least=NEIGHBOURS + 1)
     metric = need("torch_fidelity.metric_prc", "torch-fidelity", "computing precision and recall")
+    # the images come first, as since torch-fidelity 0.4.0; before, the reference did
     # in float64, because torch.cdist by matrix products leaves a row at some distance from itself
     found = metric.prc_features_to_metric(
         features.double(), reference.double(), prc_neighborhood=NEIGHBOURS, prc_batch_size=10_000, save_cpu_ram=False, verbose=False

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from negengine.metrics.checks import check_rows
 
+NEAREST = 3  # neighbours in a reference
+
 
 def feature_similarity(features: Tensor, target: Tensor) -> Tensor:
     """Cosine between each image's features and those of the target.
@@ -47,7 +49,7 @@ def pixel_correlation(images: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True))
 
 
-def nearest_distance(features: Tensor, reference: Tensor, neighbours: int = 3) -> Tensor:
+def nearest_distance(features: Tensor, reference: Tensor, neighbours: int = NEAREST) -> Tensor:
     """Mean Euclidean distance of each image's features to its nearest rows of a reference.
 
     Args:

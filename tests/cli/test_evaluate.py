@@ -1,14 +1,20 @@
 """``negengine evaluate`` as a user types it: on an embedded model, on folders, and with what cannot work."""
 
+import importlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from negengine import png
 from negengine.cli import app
+from negengine.cli.evaluate.judging import expected_of
 from negengine.evaluate import results
+from negengine.evaluate.asked import asked_for
+from negengine.evaluate.groups import Drawn
 
 runner = CliRunner()
 QUICK = ("--call", "num_inference_steps=2", "--no-plot")
@@ -225,6 +231,10 @@ def folders(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no picture")
     (tmp_path / "labels.csv").write_text("name,label\ncat,a\nelk,b\n")
+    for name, size in (("mixed/a", (5, 5)), ("mixed/b", (4, 4)), ("few/a", (4, 4)), ("few/b", (4, 4))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "shared.csv").write_text("name,label\ncat,a\n")
     return tmp_path
 
 
@@ -240,11 +250,24 @@ def folders(tmp_path):
         (("one", "--metric", "fidd"), "there is no metric 'fidd'; there are distance, vendi"),
         (("one", "--features", "eyes"), "there is no feature extractor 'eyes'; there are pixels, dreamsim"),
         (("one", "--labels", "labels.csv", "--metric", "entropy"), "has a label for elk, which is neither an image nor a group"),
-        (("one", "--labels", "labels.csv", "--metric", "vendi:pixels"), "none of the metrics reads labels"),
-        (("one", "--metric", "reference-distance"), "needs reference images: give --against FOLDER"),
+        (("one", "cat/one", "--labels", "shared.csv", "--metric", "entropy"), "which one and cat/one hold; write one/cat"),
+        (("one", "--labels", "labels.csv", "--metric", "vendi:pixels"), "--labels: none of the metrics uses it; they are vendi"),
+        (("one", "--labels", "clip", "--metric", "vendi:pixels"), "--labels: none of the metrics uses it"),
+        (("one", "--features", "dinov2", "--metric", "vendi:pixels"), "--features: none of the metrics uses it"),
+        (("one", "--class", "cat", "--metric", "vendi:pixels"), "--class: none of the metrics uses it"),
+        (("one", "--against", "one", "--metric", "vendi:pixels"), "--against: none of the metrics uses it"),
+        (("one", "--forbidden", "cat", "--metric", "vendi:pixels"), "--forbidden: none of the metrics uses it"),
+        (("one", "--asset", "one/cat-0.png", "--metric", "vendi:pixels"), "--asset: none of the metrics uses it"),
+        (("one", "--prompts-of", "labels.csv", "--metric", "vendi:pixels"), "--prompts-of: none of the metrics looks at prompts"),
+        (("one", "--against", "other", "--metric", "kid:pixels"), "--against: its images have 5 x 5 pixels, and those that are"),
+        (("one", "--against", ".", "--metric", "kid:pixels"), "--against: broken/a.png cannot be read"),
+        (("one", "--against", "mixed", "--metric", "kid:pixels"), "--against: mixed/a.png has 5 x 5 pixels and mixed/b.png 4 x 4"),
+        (("one", "--against", "few", "--metric", "reference-distance:pixels"), "needs 3 reference images or more (--against)"),
+        (("one", "--asset", "broken/a.png", "--metric", "asset-correlation"), "--asset: broken/a.png cannot be read"),
+        (("one", "--metric", "reference-distance:pixels"), "needs reference images: give --against FOLDER"),
         (("one", "--metric", "asset-correlation"), "needs the asset to keep away from: give --asset FILE"),
         (("one", "--metric", "as-prompted:mnist-classifier"), "needs the class that is asked for"),
-        (("one", "--metric", "entropy"), "entropy needs an extractor that reads classes, and pixels reads none"),
+        (("one", "--metric", "entropy:pixels"), "entropy needs an extractor that reads classes, and pixels reads none"),
         (("one", "--per-group", "9"), "the group cat has 4 images, fewer than --per-group 9"),
         (("one", "--variant", "negtome", "--seed", "1"), "--seed and --variant are for --model and --protocol"),
         (("one", "--device", "moon"), "--device moon cannot be used"),
@@ -252,11 +275,19 @@ def folders(tmp_path):
 )
 def test_folders_that_cannot_be_judged(folders, monkeypatch, arguments, message):
     monkeypatch.chdir(folders)
-    usual = () if {"--features", "--labels"} & set(arguments) else ("--features", "pixels", "--labels", "pixels")
+    usual = () if {"--metric", "--features"} & set(arguments) else ("--features", "pixels")
     assert message in refused(*arguments, *usual, "--no-plot")
 
 
 MODEL = ("--model", "mnist-sdxl", "--protocol")
+JUDGED = (
+    "--variant", "without", "--variant", "dnp", "--metric", "as-prompted:mnist-classifier",
+    "--metric", "prompt-probability:mnist-classifier",
+)  # fmt: skip
+ABSENT = (
+    "--prompt", "a digit", "--forbidden", "three", "--variant", "without", "--variant", "negtome",
+    "--metric", "forbidden:mnist-classifier",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -277,9 +308,20 @@ MODEL = ("--model", "mnist-sdxl", "--protocol")
         ((*MODEL, "diversity", "--call", "steps"), "write [VARIANT.]KEY=VALUE"),
         ((*MODEL, "diversity", "--call", "cads.x=1"), "the variants are without, negtome"),
         ((*MODEL, "diversity", "--call", "stepps=3"), "StableDiffusionXLPipeline, takes no stepps"),
+        ((*MODEL, "diversity", "--rewrite", "lines.txt"), "--rewrite is for the variant rewriting, which is not there"),
+        ((*MODEL, "diversity", "--negatives", "mine=lines.txt"), "--negatives mine is for the variant mine, which is not there"),
+        ((*MODEL, "diversity", "--against", ".", "--metric", "vendi"), "--against: none of the metrics uses it; they are vendi"),
+        ((*MODEL, "diversity", "--class", "cat"), "--class: none of the metrics uses it"),
+        (
+            (*MODEL, "asset", "--asset", "a.jpg", "--mask", "a.jpg", "--variant", "without", "--variant", "asset"),
+            "--mask is for the variant asset-masked, which is not there; there are without, asset",
+        ),
+        ((*MODEL, "asset", "--asset", "a.jpg", "--mask", "lines.txt"), "--mask: lines.txt cannot be read as an image"),
+        ((*MODEL, "asset", "--asset", "lines.txt", "--prompt", "digit"), "--asset: lines.txt cannot be read as an image"),
         ((*MODEL, "diversity", "--forbidden", "three"), "--forbidden is for the protocol removal, not for diversity"),
         ((*MODEL, "diversity", "--labels", "a.csv"), "--labels a.csv: a file is for folders"),
         ((*MODEL, "diversity", "--base", "x"), "--base is for folders"),
+        ((*MODEL, "diversity", "--prompts", "latin.txt"), "latin.txt is not in UTF-8"),
         ((*MODEL, "diversity", "--prompt", "a digit"), "as-prompted needs the class that is asked for"),
         ((*MODEL, "diversity", "--negatives", "x"), "write NAME=FILE"),
         ((*MODEL, "asset"), "the protocol asset needs --asset"),
@@ -304,12 +346,19 @@ MODEL = ("--model", "mnist-sdxl", "--protocol")
             ("--model", "people-flux", "--protocol", "removal", "--forbidden", "sailor"),
             "there is no class 'sailor'; there are artist, astronaut",
         ),
+        # the protocol's own prompt to avoid asks for no variant that uses it: nothing but the model is missing
+        (("--model", "nowhere", "--protocol", "removal", *ABSENT), "--model nowhere is no folder"),
+        ((*MODEL, "pairs", "--metric", "prompt-probability"), "takes two, the first for correctness and the second for quality"),
+        ((*MODEL, "pairs", *JUDGED, "--call", "stepps=3"), "takes no stepps"),  # all but this argument fits
         (("--model", "nowhere", "--protocol", "diversity", "--metric", "vendi:pixels"), "--model nowhere is no folder"),
         (("--model", "a/b", "--protocol", "removal", "--forbidden", "cat"), "needs --prompt or --prompts"),
     ],
 )
 def test_pipelines_that_cannot_be_evaluated(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "lines.txt").write_text("an old {prompt}")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
     assert message in refused(*arguments, "--no-plot")
     assert not list(tmp_path.rglob("*.png"))
 
@@ -328,3 +377,89 @@ def test_what_is_not_installed_is_an_error_before_anything_is_drawn(tmp_path, mo
 def test_pictures_are_never_written_over(tmp_path):
     (tmp_path / "images").mkdir()
     assert "images exists; choose another --output" in refused(*MODEL, "diversity", "--output", tmp_path, "--no-plot")
+
+
+def test_results_are_never_written_over(run):
+    folder, _ = run
+    before = {file.name: file.read_bytes() for file in folder.glob("evaluate.*")}
+    assert len(before) == 3
+    images = folder / "images"
+    line = refused(images / "without", images / "negtome", "--output", folder, "--no-plot", "--metric", "vendi")
+    assert "evaluate.json exists; choose another --output, or remove it" in line
+    assert "evaluate.json exists" in refused(*MODEL, "diversity", "--output", folder, "--no-keep", "--no-plot")
+    assert {file.name: file.read_bytes() for file in folder.glob("evaluate.*")} == before
+
+
+def test_each_reader_finds_its_own_class_in_a_prompt():
+    asked = asked_for(["as-prompted:jobs", "prompt-probability:looks"])
+    readers = {"jobs": SimpleNamespace(classes=("cook", "judge")), "looks": SimpleNamespace(classes=("a tall cook", "a judge"))}
+    found = expected_of([Drawn("one", ())], lambda drawn: ["a tall cook, sitting"], asked, readers)
+    assert found == {"jobs": {"one": ["cook"]}, "looks": {"one": ["a tall cook"]}}
+
+
+def test_labels_of_a_file_tell_what_is_as_prompted_and_what_is_absent(folders):
+    (folders / "labels.csv").write_text("name,label\ncat-0.png,tabby\ncat-1.png,cat\ncat-2.png,cat\ncat-3.png,cat\n")
+    (folders / "prompts.json").write_text('{"cat": "a photo of a cat"}')
+    both = ("--labels", folders / "labels.csv", "--prompts-of", folders / "prompts.json")
+    wanted = ("--metric", "as-prompted", "--metric", "forbidden", "--forbidden", "elk")
+    result = evaluate(folders / "one", *both, *wanted, "--output", folders / "out", "--no-plot")
+    assert result.exit_code == 0, result.output
+    assert means(folders / "out") == {("one", "as-prompted:file"): 0.75, ("one", "forbidden:file"): 0}
+    (folders / "prompts.json").write_text('{"cat": "a photo of a dog"}')
+    assert "--class NAME for one that no label" in refused(folders / "one", *both, *wanted, "--output", folders / "b", "--no-plot")
+    result = evaluate(folders / "one", *both, *wanted, "--class", "dog", "--output", folders / "b", "--no-plot")
+    assert result.exit_code == 0, result.output
+    assert means(folders / "b")["one", "as-prompted:file"] == 0
+    files = {"labels": str(folders / "labels.csv"), "prompts_of": str(folders / "prompts.json")}
+    flags = files | {"classes": ["dog"], "forbidden": "elk", "per_group": 4}
+    evaluate(folders / "one", *both, *wanted, "--class", "dog", "--per-group", 4, "--output", folders / "c", "--no-plot")
+    told = results.read(folders / "c" / "evaluate.json")["settings"]
+    assert {name: told[name] for name in flags} == flags
+
+
+def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_drawn(folders, monkeypatch):
+    for module, early in (("running", "load"), ("folders", "read_folder")):
+        monkeypatch.setattr(importlib.import_module(f"negengine.cli.evaluate.{module}"), early, None)
+    for arguments in ((folders / "one", "--metric", "vendi:pixels"), (*MODEL, "diversity", "--no-keep")):
+        for output in ("labels.csv", "labels.csv/below"):
+            line = refused(*arguments, "--output", folders / output, "--no-plot")
+            assert "labels.csv" in line
+            assert "cannot be written to" in line
+
+
+def test_real_images_of_another_size_are_an_error_after_the_first_group(folders):
+    fid = ("--metric", "reference-distance:pixels", "--against", folders / "one", "--prompt", "digit two", "--prompt", "digit six")
+    line = refused(*MODEL, "diversity", *fid, "--groups-a-call", 1, "--output", folders / "out", *QUICK)
+    assert "--against: its images have 4 x 4 pixels, and those that are judged 32 x 32" in line
+    assert not list((folders / "out").rglob("*.png"))
+
+
+def test_pictures_and_results_tell_what_each_was_drawn_with(tmp_path):
+    (tmp_path / "lines.txt").write_text("a thin {prompt}\na bold {prompt}\n")
+    (tmp_path / "not.txt").write_text("blurry\n")
+    own = (
+        "--variant",
+        "rewriting",
+        "--rewrite",
+        tmp_path / "lines.txt",
+        "--variant",
+        "mine",
+        "--negatives",
+        f"mine={tmp_path}/not.txt",
+    )
+    one = ("--prompt", "digit two", "--images", 2, "--seed", 0, "--metric", "vendi")
+    result = evaluate(*MODEL, "diversity", *own, *one, "--output", tmp_path / "out", *QUICK)
+    assert result.exit_code == 0, result.output
+    told = results.read(tmp_path / "out" / "evaluate.json")
+    assert told["settings"]["rewrite"] == str(tmp_path / "lines.txt")
+    assert told["settings"]["negatives"] == [f"mine={tmp_path}/not.txt"]
+    assert list(told["variants"]["rewriting"]["texts"].values()) == ["a thin digit two", "a bold digit two"]
+    assert list(told["variants"]["mine"]["negative_prompts"].values()) == ["blurry", "blurry"]
+    rewritten, mine = (
+        [png.read(file) for file in sorted((tmp_path / "out" / "images" / name).glob("*.png"))] for name in ("rewriting", "mine")
+    )
+    assert [(file["prompt"], file["text"]) for file in rewritten] == [
+        ("digit two", "a thin digit two"),
+        ("digit two", "a bold digit two"),
+    ]
+    assert [file["negative prompt"] for file in mine] == ["blurry", "blurry"]

@@ -1,5 +1,6 @@
 """What a pipeline is asked to draw for every variant: prompts, negative prompts and noise, told by a pipeline that draws them."""
 
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -8,10 +9,11 @@ import torch
 from PIL import Image
 
 from negengine import NegToMe, ReferenceImage, models, status
+from negengine.evaluate import results
 from negengine.evaluate.draw import Variant, draw
 from negengine.evaluate.prompting import chosen_by_seed, negatives, rewriting
 from negengine.evaluate.protocols import Diversity
-from negengine.methods import CADS, NegativePrompting
+from negengine.methods import CADS, DiffusionNegativePrompt, NegativePrompting
 
 PROTOCOL = Diversity(prompts=("cat", "dog"), images=3, seeds=(0, 1), metrics=("vendi",))
 
@@ -73,6 +75,27 @@ def test_prompts_and_negative_prompts_of_each_variant(tmp_path):
     ]
     assert colours(drawn[0]) == colours(drawn[1]) == colours(drawn[2])
     assert [group.prompt for group in drawn[1].groups] == ["cat", "dog"] * 2  # by which it is judged
+    assert [(group.texts, group.negative_prompts) for group in drawn[0].groups] == [((), ())] * 4
+    assert drawn[1].groups[1].texts == ("an old dog", "a young dog", "an old dog")
+    assert drawn[2].groups[1].negative_prompts == ("no dog",) * 3
+    told = results.document([], drawn, [], {})["variants"]
+    assert told["rewriting"]["texts"]["dog, seed 1/1"] == "a young dog"
+    assert told["opposites"]["negative_prompts"]["cat, seed 0/2"] == "no cat"
+    assert not {"texts", "negative_prompts"} & set(told["own"])
+
+
+def test_the_negative_prompt_that_is_suggested_is_kept(monkeypatch):
+    def suggested(pipe, texts, settings, seed, **call):
+        pictures = [Image.new("RGB", (2, 2))] * len(texts)
+        return [
+            SimpleNamespace(images=[picture], negative_prompt=f"no {text} {one}")
+            for picture, text, one in zip(pictures, texts, seed, strict=True)
+        ]
+
+    monkeypatch.setattr(importlib.import_module("negengine.evaluate.draw"), "diffusion_negative_prompting", suggested)
+    dnp = Variant(name="dnp", dnp=DiffusionNegativePrompt(captioner=lambda image: "x"))
+    (drawn,) = draw(Pipe(), PROTOCOL, [dnp], {}, groups_a_call=2)
+    assert drawn.groups[1].negative_prompts == ("no dog 1000", "no dog 1001", "no dog 1002")
 
 
 def test_groups_are_kept_as_soon_as_they_are_drawn():
@@ -101,13 +124,16 @@ def test_texts_are_chosen_by_the_seed_of_the_image(tmp_path):
         (rewriting, "a.json", "{", "does not parse"),
         (rewriting, "a.json", '{"cat": []}', "'cat' must have a list of texts"),
         (rewriting, "a.json", '{"elk": ["x"]}', "no rewritten prompts for 'cat'"),
+        (rewriting, "a.txt", b"caf\xe9 {prompt}", r"a\.txt is not in UTF-8, the encoding that is read; save it anew"),
+        (negatives, "a.json", b'{"cat": ["caf\xe9"]}', r"a\.json is not in UTF-8"),
+        (negatives, "a.json", '{"cat": ["x"], "cat": ["y"]}', r"a\.json has cat twice"),
         (negatives, "a.json", "[]", "an object of prompts"),
         (negatives, "a.json", '{"elk": ["x"]}', "no negative prompts for 'cat'"),
     ],
 )
 def test_files_of_prompts_that_do_not_fit(tmp_path, reader, name, content, message):
     file = tmp_path / name
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         reader(file)("cat", 1)
 

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from negengine import png
-from negengine.evaluate.folders import read_folder
+from negengine.evaluate.folders import open_image, read_folder
 from negengine.evaluate.groups import check_alike, rows_of
-from negengine.evaluate.named import check_used, for_images, read_named
+from negengine.evaluate.named import check_single, check_used, for_images, read_named
 
 
 def save(folder, *names, size=(4, 4)):
@@ -84,6 +85,45 @@ def test_folders_that_cannot_be_read(tmp_path):
             read_folder(tmp_path)
 
 
+def test_sixteen_bits_become_eight(tmp_path):
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    for name in ("deep.png", "deep.tif"):
+        picture = open_image(tmp_path / name)
+        assert [picture.getpixel((x, 0)) for x in range(4)] == [(value,) * 3 for value in (0, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_range_are_refused(tmp_path, mode):
+    Image.new(mode, (2, 2), 300).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=rf"a\.tif cannot be read as an image: its mode {mode} holds numbers of no certain range"):
+        open_image(tmp_path / "a.tif")
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    picture = Image.new("RGBA", (3, 1), (200, 0, 0, 255))
+    picture.putpixel((1, 0), (200, 0, 0, 0))
+    picture.putpixel((2, 0), (0, 0, 0, 51))
+    picture.save(tmp_path / "a.png")
+    palette = Image.new("P", (1, 1), 0)
+    palette.putpalette([9, 9, 9])
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert [open_image(tmp_path / "a.png").getpixel((x, 0)) for x in range(3)] == [(200, 0, 0), (255,) * 3, (204,) * 3]
+    assert open_image(tmp_path / "b.png").getpixel((0, 0)) == (255,) * 3
+
+
+def test_a_photo_is_turned_as_its_exif_says(tmp_path):
+    picture = Image.new("RGB", (2, 4), "black")
+    picture.paste("white", (0, 0, 2, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    picture.save(tmp_path / "a.png", exif=exif)
+    turned = open_image(tmp_path / "a.png")
+    assert turned.size == (4, 2)
+    assert [turned.getpixel((x, 0)) for x in (0, 3)] == [(0, 0, 0), (255, 255, 255)]
+
+
 def test_groups_that_do_not_fit(tmp_path):
     save(tmp_path, "a.png", "b/c.png")
     with pytest.raises(ValueError, match="grouped by settings, folder, name, none, not by 'prompt'"):
@@ -106,6 +146,18 @@ def test_names_say_something_of_images_and_groups(tmp_path):
     assert read_named(other, "label") == told
 
 
+def test_a_name_of_several_folders_says_which_it_means(tmp_path):
+    both = [read_folder(save(tmp_path / name, "cat-0.png", "cat-1.png")) for name in ("A", "B")]
+    for shared in ("cat-0.png", "cat"):
+        with pytest.raises(ValueError, match=rf"one label for {shared}, which A and B hold; write A/{shared}, and a row for each"):
+            check_single(tmp_path / "labels.csv", {shared: "x"}, both, "label")
+        check_single(tmp_path / "labels.csv", {shared: "x"}, both[:1], "label")
+    told = {"A/cat-0.png": "x", "A/cat": "y", "B/cat": "z"}
+    check_used(tmp_path, told, both, "label")
+    check_single(tmp_path, told, both, "label")
+    assert [for_images(tmp_path, told, drawn, "label") for drawn in both] == [["x", "y"], ["z", "z"]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -113,6 +165,10 @@ def test_names_say_something_of_images_and_groups(tmp_path):
         ("a.csv", "name,label\n", "has no row below its header"),
         ("a.csv", "name,label\ncat,x,y\n", "every row must be a name and its label, got 'cat,x,y'"),
         ("a.csv", "name,label\ncat,x\ncat,y\n", "has cat twice"),
+        ("a.csv", "name,label\ncat,x\n cat,y\n", "has cat twice"),
+        ("a.json", '{"cat": "x", "dog": "y", "cat": "z"}', r"a\.json has cat twice"),
+        ("a.csv", "name,label\ncat,caf\xe9\n".encode("latin-1"), r"a\.csv is not in UTF-8"),
+        ("a.json", '{"cat": "caf\xe9"}'.encode("latin-1"), r"a\.json is not in UTF-8"),
         ("a.json", "{", "does not parse"),
         ("a.json", '{"cat": 3}', "an object of names and their label"),
         ("a.csv", "name,label\ncat,x\n", r"has no label for dog/1.png of mine; it names cat"),
@@ -122,7 +178,7 @@ def test_names_say_something_of_images_and_groups(tmp_path):
 def test_files_of_names_that_do_not_fit(tmp_path, name, content, message):
     drawn = read_folder(save(tmp_path / "mine", "cat/1.png", "dog/1.png"))
     file = tmp_path / name
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     def use():
         told = read_named(file, "label")

@@ -70,7 +70,7 @@ def test_values_of_groups_and_their_differences():
 
 def test_images_are_averaged_in_their_group_and_kept():
     expected = {v.name: [g.prompt.removeprefix("a ") for g in v.groups for _ in g.images] for v in (BASE, OTHER)}
-    rows = rows_of("as-prompted", beside=Beside(base="without", expected=expected))
+    rows = rows_of("as-prompted", beside=Beside(base="without", expected={"colours": expected}))
     row = rows["negtome", "as-prompted:colours"]
     read = [CLASSES[number] for number in READER.logits(OTHER.images).argmax(-1)]
     right = [float(a == b) for a, b in zip(read, expected["negtome"], strict=True)]
@@ -120,6 +120,30 @@ def test_the_base_comes_first_and_other_groups_are_not_paired():
 def test_a_class_that_is_not_read_is_one_clear_error():
     with pytest.raises(ValueError, match="the class 'cow' is none of those that are read: cat, dog, elk"):
         rows_of("forbidden", beside=Beside(base="without", forbidden="cow"))
+
+
+def test_a_long_list_of_classes_is_shortened():
+    many = Extractor("colours", seen, lambda images: torch.zeros(len(images), 1080), tuple(f"class {k}" for k in range(1080)))
+    with pytest.raises(ValueError, match=r"none of those that are read: class 0, .*, class 9, … and 1070 others") as error:
+        measure([BASE], asked_for(["forbidden:colours"]), {"colours": many}, Beside(base="without", forbidden="cow"))
+    assert len(str(error.value)) < 250
+
+
+def test_each_reader_has_a_class_that_is_asked_for():
+    other = Extractor("animals", seen, READER.logits, ("a tabby", "a pug", "a moose"))
+    expected = {"colours": {"without": ["cat"] * 12}, "animals": {"without": ["a pug"] * 12}}
+    asked = asked_for(["as-prompted:colours", "as-prompted:animals"])
+    rows = measure([BASE], asked, {"colours": READER, "animals": other}, Beside(base="without", expected=expected))
+    read = READER.logits(BASE.images).argmax(-1)
+    assert [row.interval.mean for row in rows] == pytest.approx([float((read == k).double().mean()) for k in (0, 1)])
+
+
+def test_a_class_that_no_label_of_a_file_is_can_be_asked_for_and_forbidden():
+    labels = {"without": ["cat"] * 12}
+    asked = asked_for(["as-prompted", "forbidden"], labels=FROM_FILE)
+    expected = {FROM_FILE: {"without": ["cat", "dog", "dog"] * 4}}
+    rows = measure([BASE], asked, {}, Beside(base="without", labels=labels, expected=expected, forbidden="elk"))
+    assert [row.interval.mean for row in rows] == pytest.approx([1 / 3, 0])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +228,17 @@ def pair_protocol(**changes):
     return Pairs(prompts=("x",), metrics=("as-prompted", "reference-distance"), correctness="as-prompted", **changes)
 
 
+def test_pairs_are_judged_by_metrics_with_or_without_their_extractor():
+    metrics = ("as-prompted:a", "reference-distance:b")
+    for correctness, quality in (metrics, ("as-prompted", "reference-distance")):
+        protocol = Pairs(prompts=("x",), metrics=metrics, correctness=correctness, quality=quality, variants=("without", "dnp"))
+        rows = [fake(name, metric, [place]) for place, name in enumerate(protocol.variants) for metric in metrics]
+        (table,) = pair_tables(rows, protocol)
+        assert {choice.who: (choice.correctness.mean, choice.quality.mean) for choice in table.choices} == {
+            NOBODY: (0, 0), "without": (0, 1), "dnp": (1, 0),
+        }  # fmt: skip
+
+
 @given(st.integers(0, 10**6), st.floats(0, 2))
 @settings(deadline=None, max_examples=30)
 def test_the_best_picture_by_more_than_the_margin(seed, margin):
@@ -261,6 +296,8 @@ def test_protocols_are_the_papers_by_default():
         (lambda: pair_protocol(variants=("without", "standard")), "compares dnp with at least one other"),
         (lambda: pair_protocol(variants=("dnp", "without")), "the first variant, which must be another"),
         (lambda: Pairs(prompts=("x",), correctness="as-prompted"), "not among its metrics"),
+        (lambda: Pairs(prompts=("x",), correctness="clip-score:a"), "not among its metrics"),
+        (lambda: Pairs(prompts=("x",), metrics=("vendi", "reference-distance"), correctness="vendi"), "compares single images"),
     ],
 )
 def test_protocols_that_cannot_be_run(make, message):
@@ -350,7 +387,7 @@ def test_intervals_hold_no_impossible_values():
     mixed = (*pure[0][:1], *pure[2][:1], Image.new("RGB", (2, 2), (0, 0, 255)))
     images = [*pure[:2], mixed]
     groups = tuple(Group(f"{k}", of, ("x",) * 3, "a cat", 0) for k, of in enumerate(images))
-    expected = {"without": ["cat"] * 9}
+    expected = {"colours": {"without": ["cat"] * 9}}
     beside = Beside(base="without", expected=expected, forbidden="dog")
     rows = rows_of("vendi", "distinct", "label-entropy", "prompt-probability", beside=beside, variants=[Drawn("without", groups)])
     bounds = {"vendi": (1, 3), "distinct": (1, 3), "label-entropy": (0, np.log2(3)), "prompt-probability": (0, 1)}

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from negengine.metrics import MissingWeights, pairwise_lpips, perceptual, vqa_scores
+from negengine.metrics import METRICS, MissingWeights, pairwise_lpips, perceptual, vqa_scores
 from negengine.metrics.extractors import EXTRACTORS, batched, load_extractor
+from negengine.metrics.libraries import weights
 
 
 def pictures(n, size=(4, 3)):
@@ -30,6 +31,22 @@ def wrong_rows(images):
 
 def no_tensor(images):
     return [0.0]
+
+
+def own_error(images):
+    return {}["weights"]
+
+
+def test_a_function_in_the_working_folder_is_found_as_an_installed_command_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    (tmp_path / "my_own_eyes.py").write_text("import torch\ndef see(images):\n    return torch.ones(len(images), 2)\n")
+    (tmp_path / "my_blind_eyes.py").write_text("raise RuntimeError('no eyes')\n")
+    before = list(sys.path)
+    assert load_extractor("my_own_eyes:see").features(pictures(3)).tolist() == [[1, 1]] * 3
+    with pytest.raises(ValueError, match="my_blind_eyes:see cannot be imported: RuntimeError: no eyes"):
+        load_extractor("my_blind_eyes:see")
+    assert sys.path == before
 
 
 def test_pixels_are_the_pixels():
@@ -58,7 +75,8 @@ def test_a_function_of_ones_own_is_asked_in_batches():
         ("no_such_module:f", ValueError, "cannot be imported"),
         (f"{__name__}:sys", ValueError, "is no function"),
         (f"{__name__}:wrong_rows", ValueError, r"returned \[1, 2\] for 3 images"),
-        (f"{__name__}:no_tensor", TypeError, r"must return a tensor \[N, F\], got list"),
+        (f"{__name__}:no_tensor", ValueError, r"no_tensor failed: TypeError: .* must return a tensor \[N, F\], got list"),
+        (f"{__name__}:own_error", ValueError, r"own_error failed: KeyError: 'weights'"),
     ],
 )
 def test_what_cannot_see_is_one_clear_error(name, error, message):
@@ -121,7 +139,8 @@ def test_zero_shot_classes_are_the_nearest_texts(monkeypatch):
         encode_image=lambda batch, normalize: torch.nn.functional.normalize(batch.flatten(2).mean(-1), dim=-1),
     )
     fake = types.ModuleType("open_clip")
-    fake.create_model_and_transforms = lambda *args, **kwargs: (
+    built = []
+    fake.create_model_and_transforms = lambda *args, **kwargs: built.append((args, kwargs)) or (
         model, None, lambda image: torch.tensor(list(image.tobytes()), dtype=torch.float32).view(-1, 3).T[:, :, None],
     )  # fmt: skip
     fake.get_tokenizer = lambda name: lambda texts: torch.tensor([colours[text] for text in texts])
@@ -130,6 +149,8 @@ def test_zero_shot_classes_are_the_nearest_texts(monkeypatch):
     images = [Image.new("RGB", (2, 2), colour) for colour in ((200, 10, 0), (9, 80, 0), (255, 0, 3))]
     assert [reader.classes[number] for number in reader.logits(images).argmax(-1)] == ["red", "green", "red"]
     assert load_extractor("clip").logits is None
+    for args, kwargs in built:  # OpenAI's weights were trained with another activation than the model's own
+        assert (args, kwargs["pretrained"], kwargs["force_quick_gelu"]) == (("ViT-B-32",), "openai", True)
 
 
 def test_lpips_is_the_mean_over_pairs():
@@ -147,6 +168,43 @@ def test_lpips_is_the_mean_over_pairs():
         pairwise_lpips(images[:1], network)
     with pytest.raises(ValueError, match="one size"):
         pairwise_lpips([*images, Image.new("RGB", (9, 9))], network)
+
+
+class Recording(torch.nn.Module):
+    """A network in place of LPIPS's, which says where and how many pairs it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.given = []
+
+    def forward(self, a, b):
+        self.given.append((len(a), a.device.type, b.device.type))
+        return torch.full((len(a), 1, 1, 1), float(len(self.given)))
+
+
+def test_lpips_takes_a_few_pairs_at_a_time_on_the_device_that_is_asked_for(monkeypatch):
+    network = Recording()
+    monkeypatch.setattr(perceptual, "lpips_network", lambda: network)
+    METRICS["lpips"].prepare("meta")
+    assert pairwise_lpips(pictures(7)).item() == pytest.approx((16 * 1 + 5 * 2) / 21)
+    assert network.given == [(16, "meta", "meta"), (5, "meta", "meta")]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("invalid hash value (expected x)"), MissingWeights),
+        (RuntimeError("Failed to download weights"), MissingWeights),
+        (FileNotFoundError("x.pth"), MissingWeights),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("Error(s) in loading state_dict"), RuntimeError),
+    ],
+)
+def test_only_what_could_not_be_fetched_is_missing(error, kind):
+    with pytest.raises(kind) as found, weights("X", "fetch it"):
+        raise error
+    assert type(found.value) is kind
 
 
 def test_vqa_score_asks_about_each_picture_and_its_own_prompt():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -77,19 +79,39 @@ def test_metrics_that_libraries_compute_ask_them(monkeypatch):
     assert METRICS["vqa-score"].compute(FULL).tolist() == list(range(1, 9))
 
 
-def test_sets_by_torchmetrics_and_torch_fidelity():
+def test_sets_by_torchmetrics():
     pytest.importorskip("torchmetrics", reason="torchmetrics is not installed: pip install 'negengine[evaluate]'")
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed: pip install 'negengine[evaluate]'")
-    near = metrics.precision_recall(FULL.features, FULL.reference)
     expected = {
         "fid": metrics.frechet_distance(FULL.features, FULL.reference),
         "kid": metrics.kernel_distance(FULL.features, FULL.reference),
         "inception-score": metrics.inception_score(FULL.logits),
-        "precision": near[0],
-        "recall": near[1],
     }
     for name, value in expected.items():
         assert METRICS[name].compute(FULL).tolist() == pytest.approx([value.item()])
+
+
+def test_sets_by_torch_fidelity():
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed: pip install 'negengine[evaluate]'")
+    near = metrics.precision_recall(FULL.features, FULL.reference)
+    assert [METRICS[name].compute(FULL).item() for name in ("precision", "recall")] == [value.item() for value in near]
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity_from_the_images_and_the_reference(monkeypatch):
+    """A stand-in for torch-fidelity, which takes the images first: it tells what it was given."""
+    given = []
+
+    def prc_features_to_metric(images, reference, prc_neighborhood, **more):
+        given.append((images.float(), reference.float(), prc_neighborhood))
+        return {"precision": 0.75, "recall": 0.25, "f_score": 0.375}
+
+    package, module = types.ModuleType("torch_fidelity"), types.ModuleType("torch_fidelity.metric_prc")
+    module.prc_features_to_metric = prc_features_to_metric
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.metric_prc", module)
+    assert METRICS["precision"].compute(FULL).tolist() == [0.75]
+    assert METRICS["recall"].compute(FULL).tolist() == [0.25]
+    assert all(torch.equal(images, FULL.features) and torch.equal(reference, FULL.reference) for images, reference, _ in given)
+    assert {neighbours for *_, neighbours in given} == {3}
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)

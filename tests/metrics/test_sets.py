@@ -1,6 +1,8 @@
 """Distances of sets against their definitions; torchmetrics and torch-fidelity compute them where they are installed."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +73,14 @@ def test_precision_and_recall_ball_by_ball():
     found = metrics.precision_recall(x, y)
     assert [value.item() for value in found] == pytest.approx([near(x, y), near(y, x)])
     assert [value.item() for value in metrics.precision_recall(y, y)] == [1, 1]
+
+
+def test_torch_fidelity_is_new_enough_to_take_the_images_first():
+    """Before 0.4.0 the reference came first: precision and recall would be exchanged without a word."""
+    project = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    named = re.findall(r'"torch-fidelity([^"]*)"', project)
+    assert named
+    assert set(named) == {">=0.4"}
 
 
 @pytest.mark.parametrize(

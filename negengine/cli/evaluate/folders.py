@@ -9,22 +9,25 @@ from pathlib import Path
 from negengine.cli.evaluate.judging import (
     WAYS,
     asked_by,
-    classes_for,
+    check_given,
+    check_size,
     common_settings,
     expected_of,
     few,
     is_file_of_labels,
     measured,
+    opened,
+    plain_of,
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfFolders
-from negengine.cli.evaluate.report import leave
+from negengine.cli.evaluate.report import leave, prepare
 from negengine.evaluate import plots
-from negengine.evaluate.asked import Asked, check_needs, load_all
-from negengine.evaluate.folders import image_files, open_image, read_folder, told_by
+from negengine.evaluate.asked import check_needs, load_all
+from negengine.evaluate.folders import image_files, read_folder, told_by
 from negengine.evaluate.groups import Drawn, check_alike
 from negengine.evaluate.measure import Beside
-from negengine.evaluate.named import check_used, for_images, read_named
+from negengine.evaluate.named import check_single, check_used, for_images, read_named
 from negengine.evaluate.results import document
 from negengine.evaluate.worlds import World, world_of
 
@@ -45,18 +48,24 @@ def of_folders(folders: Sequence[Path], common: Common, own: OfFolders) -> None:
         raise ValueError(f"--base {base} is none of the folders; there are {', '.join(names)}")
     world = _world(folders)
     asked = asked_by(common, USUAL, world)
+    check_given(common, asked)
+    if own.prompts_of is not None and not any({"prompts", "texts", "expected"} & set(one.metric.needs) for one in asked):
+        raise ValueError("--prompts-of: none of the metrics looks at prompts")
     extractors = load_all(asked, common.device, common.classes)  # what is not here is an error before any picture is read
+    prepare(common.output)
+    reference, asset = reference_images(common.against), opened("--asset", common.asset)
     drawn = [replace(read_folder(folder, own.group, own.per_group), name=name) for folder, name in zip(folders, names, strict=True)]
     check_alike(drawn)
+    check_size(reference, drawn[0].images[0])
     drawn = _prompted(drawn, own.prompts_of)
-    labels = _labels(drawn, common.labels, asked)
-    expected = expected_of(drawn, _texts, classes_for(asked, extractors))
+    labels = _labels(drawn, common.labels)
+    of_file = Beside(base=base, labels=labels, forbidden=common.forbidden).classes_of_file()
     beside = Beside(
         base=base,
         labels=labels,
-        expected=expected,
-        reference=reference_images(common.against),
-        asset=None if common.asset is None else open_image(common.asset),
+        expected=expected_of(drawn, _texts, asked, extractors, (*of_file, *common.classes)),
+        reference=reference,
+        asset=asset,
         forbidden=common.forbidden,
     )
     there = [name for name in ("expected", "reference", "asset", "forbidden") if getattr(beside, name) is not None]
@@ -64,10 +73,10 @@ def of_folders(folders: Sequence[Path], common: Common, own: OfFolders) -> None:
     there += ["asset_image"] if beside.asset else []
     there += ["prompts"] if all(group.prompt for variant in drawn for group in variant.groups) else []
     fewest = min(_in_a_set(variant) for variant in drawn)
-    check_needs(asked, there, len(drawn[0].groups[0].images), fewest, WAYS)
+    check_needs(asked, there, len(drawn[0].groups[0].images), fewest, WAYS, len(reference or ()))
     rows = measured(drawn, asked, extractors, beside)
     ordered = sorted(drawn, key=lambda variant: variant.name != base)
-    settings = {"folders": list(map(str, folders)), "base": base, **common_settings(common)}
+    settings = {"folders": list(map(str, folders)), "base": base, **plain_of(own), **common_settings(common)}
     leave(document(rows, ordered, asked, settings, remarks=few(asked, fewest)), common.output, common.plot)
 
 
@@ -112,13 +121,12 @@ def _texts(variant: Drawn) -> list[str]:
     return [group.prompt or group.key for group in variant.groups for _ in group.images]
 
 
-def _labels(drawn: Sequence[Drawn], path: str | None, asked: Sequence[Asked]) -> dict[str, list[str]] | None:
+def _labels(drawn: Sequence[Drawn], path: str | None) -> dict[str, list[str]] | None:
     if path is None or not is_file_of_labels(path):
         return None
-    if not any(one.reads for one in asked):
-        raise ValueError(f"--labels {path}: none of the metrics reads labels; add --metric entropy, or another that does")
     told = read_named(Path(path), "label")
     check_used(Path(path), told, list(drawn), "label")
+    check_single(Path(path), told, list(drawn), "label")
     return {variant.name: for_images(Path(path), told, variant, "label") for variant in drawn}
 
 

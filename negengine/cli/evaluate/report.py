@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,25 @@ from negengine.evaluate import plots, results, tables
 STEM = "evaluate"
 
 
+def prepare(output: Path) -> None:
+    """Make the folder before anything is drawn or measured.
+
+    Raises:
+        ValueError: it holds results already, or cannot be written to.
+    """
+    there = next((file for ending in ("json", "md", "png") if (file := output / f"{STEM}.{ending}").exists()), None)
+    if there is not None:
+        raise ValueError(f"{there} exists; choose another --output, or remove it")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ValueError(f"--output {output} cannot be written to: {error.strerror}") from error
+
+
 def leave(told: Mapping[str, Any], output: Path, plot: bool) -> None:
-    """Write the files and show the tables."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Write the files into a folder that is prepared, and show the tables."""
     results.write(told, output / f"{STEM}.json")
     page = output / f"{STEM}.md"
     page.write_text(tables.markdown(told, f"negengine {shlex.join(sys.argv[1:])}"), encoding="utf-8")

@@ -15,16 +15,19 @@ from negengine.cli.choice import one_text
 from negengine.cli.evaluate.judging import (
     WAYS,
     asked_by,
-    classes_for,
+    check_given,
+    check_size,
     common_settings,
     expected_of,
     few,
     is_file_of_labels,
     measured,
+    opened,
+    plain_of,
     reference_images,
 )
 from negengine.cli.evaluate.options import Common, OfPipelines, own_keywords
-from negengine.cli.evaluate.report import leave
+from negengine.cli.evaluate.report import leave, prepare
 from negengine.cli.evaluate.variants import Parts, calls_of, negatives_named, variants
 from negengine.cli.loading import check_device, check_dtype, load
 from negengine.cli.negative import captioner_named
@@ -34,7 +37,7 @@ from negengine.environment import machine, versions
 from negengine.evaluate import plots
 from negengine.evaluate.asked import Asked, check_needs, load_all
 from negengine.evaluate.draw import Variant, draw
-from negengine.evaluate.folders import open_image
+from negengine.evaluate.files import read_lines
 from negengine.evaluate.groups import Drawn, Group
 from negengine.evaluate.measure import Beside
 from negengine.evaluate.pairs import pair_tables
@@ -66,6 +69,8 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     check_device(common.device)
     protocol = _protocol(kind, world, common, own)
     asked = asked_by(common, protocol.metrics, world, _removable(protocol, world))
+    check_given(common, asked, exempt=("--asset", "--forbidden"))
+    asset, _ = opened("--asset", common.asset), opened("--mask", own.mask)
     chosen = variants(protocol.variants, _parts(protocol, world, common, own))
     common_call, _ = calls_of(own.call, protocol.variants)
     call = call_of(own.model, {}, False, {}) | common_call
@@ -74,19 +79,23 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
     reference = _reference(protocol, asked, common, world)
     there = ["prompts", "base_labels", *(["asset", "asset_image"] if isinstance(protocol, Asset) else [])]
     there += [name for name, value in (("expected", expected), ("reference", reference), ("forbidden", common.forbidden)) if value]
-    check_needs(asked, there, protocol.images, protocol.images * protocol.repeats * len(protocol.prompts), WAYS)
+    in_a_set = protocol.images * protocol.repeats * len(protocol.prompts)
+    check_needs(asked, there, protocol.images, in_a_set, WAYS, len(reference or ()))
     pictures = None if own.keep is False else common.output / "images"
     if pictures is not None and pictures.exists():
         raise ValueError(f"{pictures} exists; choose another --output, or remove it")
+    prepare(common.output)
     pipe = load(own.model, dtype, common.device, own.scheduler)
     _check_pipeline(pipe, own.model, chosen, call, protocol)
     keep = _keeper(pipe, pictures, own, chosen, call, dtype, common.device)
-    drawn = _drawn(pipe, protocol, chosen, call, own.groups_a_call or (GROUPS_A_CALL if world else 1), keep)
+    check = lambda group: check_size(reference if common.against else None, group.images[0])  # noqa: E731
+    drawn = _drawn(pipe, protocol, chosen, call, own.groups_a_call or (GROUPS_A_CALL if world else 1), check, keep)
+    named = [variant.name for variant in drawn]
     beside = Beside(
         base=protocol.variants[0],
-        expected=None if expected is None else {variant.name: expected for variant in drawn},
+        expected=None if expected is None else {reader: dict.fromkeys(named, words) for reader, words in expected.items()},
         reference=reference,
-        asset=open_image(protocol.asset) if isinstance(protocol, Asset) else None,
+        asset=asset,
         forbidden=common.forbidden,
     )
     rows = measured(drawn, asked, extractors, beside)
@@ -94,12 +103,12 @@ def of_pipeline(common: Common, own: OfPipelines) -> None:
         "protocol": protocol.name,
         "of the protocol": dataclasses.asdict(protocol),
         **{name: getattr(own, name) for name in ("model", "scheduler")},
+        **plain_of(own, ("rewrite", "negatives", "captioner")),
         **{"dtype": dtype, "device": common.device, "call": call},
         **common_settings(common),
     }
     pairs = pair_tables(rows, protocol) if isinstance(protocol, Pairs) else ()
-    remarks = few(asked, protocol.images * protocol.repeats * len(protocol.prompts))
-    leave(document(rows, drawn, asked, settings, pairs, remarks), common.output, common.plot)
+    leave(document(rows, drawn, asked, settings, pairs, few(asked, in_a_set)), common.output, common.plot)
 
 
 def _protocol(kind: type[Protocol], world: World | None, common: Common, own: OfPipelines) -> Protocol:
@@ -112,8 +121,8 @@ def _protocol(kind: type[Protocol], world: World | None, common: Common, own: Of
     if kind is Asset and own.mask is not None and not own.variant:
         values["variants"] = ("without", "asset", "asset-masked")
     values["variants"] = tuple(own.variant) or values.get("variants")
-    if kind is Pairs and world:
-        values |= {"correctness": world.correctness}
+    if kind is Pairs:
+        values |= _judges(common.metrics, world)
     for flag, value, one in (("asset", common.asset, Asset), ("mask", own.mask, Asset), ("forbidden", common.forbidden, Removal)):
         if value is not None and kind is not one:
             raise ValueError(f"--{flag} is for the protocol {one.name}, not for {kind.name}")
@@ -122,6 +131,17 @@ def _protocol(kind: type[Protocol], world: World | None, common: Common, own: Of
         if kind is one and values[flag] is None:
             raise ValueError(f"the protocol {kind.name} needs --{flag}")
     return kind(**own_keywords(kind, values))
+
+
+def _judges(metrics: Sequence[str], world: World | None) -> dict[str, str]:
+    """Of ``pairs``: which picture shows the prompt best, and which is the best picture."""
+    if not metrics:
+        return {"correctness": world.correctness} if world else {}
+    if len(metrics) < 2:
+        raise ValueError(
+            f"--metric {metrics[0]}: the protocol pairs takes two, the first for correctness and the second for quality"
+        )
+    return {"correctness": metrics[0], "quality": metrics[1]}
 
 
 def _metrics(kind: type[Protocol], world: World, forbidden: str | None) -> tuple[str, ...] | None:
@@ -145,17 +165,14 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
     if own.prompt and own.prompts:
         raise ValueError("--prompt and --prompts both say what is drawn; give one")
     if own.prompts is not None:
-        lines = [line.strip() for line in own.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(f"{own.prompts} has no line")
-        return tuple(lines)
+        return tuple(read_lines(own.prompts))
     if own.prompt:
         return tuple(own.prompt)
     if world is not None:
         if kind is Removal:
             return (world.removable(common.forbidden).prompt,) if common.forbidden is not None else ("",)
         if kind is Asset:
-            return (world.captioner()(open_image(common.asset)),) if common.asset else None  # prompted to draw just that
+            return (world.captioner()(opened("--asset", common.asset)),) if common.asset else None  # prompted to draw just that
         return world.complete or world.prompts if kind is Pairs else world.prompts
     if kind is not Diversity:
         raise ValueError(f"the protocol {kind.name} needs --prompt or --prompts for a model that is not embedded")
@@ -163,10 +180,8 @@ def _prompts(kind: type[Protocol], world: World | None, common: Common, own: OfP
 
 
 def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipelines) -> Parts:
-    avoid = one_text("avoid", own.avoid)
-    if avoid is None and isinstance(protocol, Removal):
-        removable = _removable(protocol, world)
-        avoid = removable.avoid if removable else protocol.forbidden
+    removable = _removable(protocol, world)
+    forbidden = protocol.forbidden if isinstance(protocol, Removal) else None
     _, calls = calls_of(own.call, protocol.variants)
     caption: Callable[[], Any] | None = None
     if "dnp" in protocol.variants:
@@ -181,7 +196,8 @@ def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipel
         model=str(own.model),
         images=protocol.images,
         sets=own.set,
-        avoid=avoid,
+        avoid=one_text("avoid", own.avoid),
+        usual_avoid=removable.avoid if removable else forbidden,
         calls=calls,
         asset=common.asset,
         mask=own.mask,
@@ -191,15 +207,16 @@ def _parts(protocol: Protocol, world: World | None, common: Common, own: OfPipel
     )
 
 
-def _expected(protocol: Protocol, asked: Sequence[Asked], extractors: Mapping[str, Extractor]) -> list[str] | None:
-    """For every image in the order in which they are drawn, the class that its prompt names."""
+def _expected(protocol: Protocol, asked: Sequence[Asked], extractors: Mapping[str, Extractor]) -> dict[str, list[str]] | None:
+    """Reader -> for every image in the order in which they are drawn, the class that its prompt names."""
     groups = [Group(case.key, (), (), case.prompt, seed) for seed in protocol.seeds for case in protocol.cases(seed)]
     found = expected_of(
         [Drawn("all", tuple(groups))],
         lambda drawn: [str(group.prompt) for group in drawn.groups for _ in range(protocol.images)],
-        classes_for(asked, extractors),
+        asked,
+        extractors,
     )
-    return None if found is None else found["all"]
+    return None if found is None else {reader: words["all"] for reader, words in found.items()}
 
 
 def _reference(protocol: Protocol, asked: Sequence[Asked], common: Common, world: World | None) -> Any:
@@ -254,7 +271,9 @@ def _keeper(
             told["run"] = run.plain(pipe)
         for index, image in enumerate(group.images):
             file = folder / name.replace(":", "-") / f"{number:04d}-{png.slug(str(group.prompt))}-seed{group.seed}-{index:02d}.png"
-            png.write(image, file, told | {"seed": seeds[index], "index": index, "number": index})
+            used = {"text": group.texts, "negative prompt": group.negative_prompts}
+            drawn_with = {what: texts[index] for what, texts in used.items() if texts}
+            png.write(image, file, told | drawn_with | {"seed": seeds[index], "index": index, "number": index})
 
     return keep
 
@@ -265,14 +284,21 @@ def _drawn(
     chosen: Sequence[Variant],
     call: Mapping[str, Any],
     groups_a_call: int,
+    check: Callable[[Group], None],
     keep: Callable[[str, Group], None],
 ) -> list[Drawn]:
+    """All of it, with a bar on the terminal.
+
+    Args:
+        check: raises for a group that cannot be judged, before the next is drawn. keep: writes a group's pictures.
+    """
     total = len(chosen) * len(protocol.seeds) * protocol.repeats * len(protocol.prompts)
     acting = [settings for variant in chosen for settings in variant.methods(protocol.seeds[0])]
     with Progress(console=Console(stderr=True), transient=True) as progress, in_flags(acting, FLAGS):
         task = progress.add_task(f"drawing {total * protocol.images} images", total=total)
 
         def kept(name: str, group: Group) -> None:
+            check(group)
             keep(name, group)
             progress.advance(task)
 

@@ -15,6 +15,7 @@ from negengine.methods import DiffusionNegativePrompt, Method
 
 WITHOUT, REWRITING, DNP = "without", "rewriting", "dnp"
 ASSETS = ("asset", "asset-masked")
+OWN_NEGATIVES = {"standard": STANDARD, "random": RANDOM}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -23,7 +24,8 @@ class Parts:
 
     Attributes:
         model: an embedded one has settings of its own. images: of a group.
-        sets, avoid: as the flags. calls: variant -> arguments of the pipeline's call.
+        sets, avoid: as the flags. usual_avoid: what is avoided where ``avoid`` is None.
+        calls: variant -> arguments of the pipeline's call.
         asset, mask: of the protocol ``asset``. rewrite: rewritten prompts. negatives: name -> negative prompts.
         captioner: makes the captioner of ``dnp``, when there is such a variant.
     """
@@ -32,6 +34,7 @@ class Parts:
     images: int
     sets: Sequence[str] = ()
     avoid: str | None = None
+    usual_avoid: str | None = None
     calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     asset: Path | None = None
     mask: Path | None = None
@@ -60,7 +63,7 @@ def variants(names: Sequence[str], parts: Parts) -> list[Variant]:
 
 def negatives_named(texts: Sequence[str]) -> dict[str, Negative]:
     """``standard`` and ``random``, and those that ``NAME=FILE`` tells. Raises ValueError for another form or a name of a method."""
-    found: dict[str, Negative] = {"standard": chosen_by_seed(STANDARD), "random": chosen_by_seed(RANDOM)}
+    found: dict[str, Negative] = {name: chosen_by_seed(lines) for name, lines in OWN_NEGATIVES.items()}
     for text in texts:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
@@ -104,6 +107,11 @@ def _assets(pieces: Sequence[str]) -> list[str]:
 
 
 def _check_flags(parts: Parts, names: Sequence[str], acting: set[str]) -> None:
+    pieces = {piece for name in names for piece in name.split("+")}
+    own = [(f"--negatives {name}", True, name) for name in parts.negatives if name not in OWN_NEGATIVES]
+    for flag, given, piece in (("--rewrite", parts.rewrite, REWRITING), ("--mask", parts.mask, "asset-masked"), *own):
+        if given is not None and piece not in pieces:
+            raise ValueError(f"{flag} is for the variant {piece}, which is not there; there are {', '.join(names)}")
     for text in parts.sets:
         if (name := text.partition(".")[0]) not in acting:
             raise ValueError(f"--set {text}: no variant uses {name}; the variants are {', '.join(names)}")
@@ -156,7 +164,8 @@ def _methods(methods: Sequence[str], assets: Sequence[str], parts: Parts, groupe
     names = [*(["negtome"] if assets else []), *methods]
     short = {_method(name) for name in names}
     sets = [text for text in parts.sets if text.partition(".")[0] in short]
-    avoided = [parts.avoid] if parts.avoid is not None and any(name in AVOIDED for name in short) else []
+    avoid = parts.usual_avoid if parts.avoid is None else parts.avoid
+    avoided = [avoid] if avoid is not None and any(name in AVOIDED for name in short) else []
     mask = str(parts.mask) if assets == ["asset-masked"] else None
     flags = {"reference": [{"image": str(parts.asset), "mask": mask}]} if assets else {}
     size = None if grouped else parts.images

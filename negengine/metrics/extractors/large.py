@@ -49,7 +49,12 @@ def clip(device: str, classes: Classes) -> Extractor:
     """CLIP by open_clip: features, texts in the same space, and with ``classes`` a zero-shot reader of them."""
     package = need("open_clip", "open_clip_torch", "the feature extractor clip")
     with weights(f"CLIP {CLIP_MODEL}", f"{ONLINE} of the Hugging Face hub (HF_HOME, with timm/vit_base_patch32_clip_224.openai)"):
-        model, _, prepare = package.create_model_and_transforms(CLIP_MODEL, pretrained=CLIP_WEIGHTS, device=device)
+        model, _, prepare = package.create_model_and_transforms(
+            CLIP_MODEL,
+            pretrained=CLIP_WEIGHTS,
+            device=device,
+            force_quick_gelu=True,  # these weights were trained with it
+        )
     tokens = package.get_tokenizer(CLIP_MODEL)
     model.eval()
 
