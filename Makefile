@@ -86,7 +86,7 @@ lint: install ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-train: install ## train the embedded models anew, about an hour on two cores; continues where it was stopped
+train: install ## train the embedded models anew, about four hours on two cores; continues where it was stopped
 	$(PY) -m negengine.models.train --model all --output training
 
 clean: ## what the other targets made

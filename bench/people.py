@@ -27,11 +27,11 @@ GUIDANCE = {"people-flux": (2.0, 3.0), "people-sdxl": (2.0, 3.0)}
 NEGTOME = {
     "people-flux": [
         NegToMe(alpha=alpha, threshold=threshold, reference="others", timesteps=(low, 1000))
-        for alpha, threshold, low in ((0.6, 0.5, 900), (1.0, 0.5, 900), (1.0, 0.3, 800), (1.5, 0.3, 800), (2.0, 0.3, 900))
+        for alpha, threshold, low in ((1.0, 0.3, 800), (1.5, 0.3, 800), (1.5, 0.5, 800), (2.0, 0.3, 850), (4.0, 0.3, 900))
     ],
     "people-sdxl": [
         NegToMe(alpha=alpha, reference="others", timesteps=(low, 1000), blocks=("*",), min_grid=8)
-        for alpha, low in ((1.5, 800), (3.0, 800), (4.5, 800), (4.5, 900), (6.0, 800))
+        for alpha, low in ((1.5, 800), (3.0, 800), (4.5, 800), (4.5, 900))
     ],
 }
 
