@@ -21,7 +21,7 @@ from negengine.cli.quiet import quiet_libraries
 from negengine.cli.sheet import Row, sheet, stack
 from negengine.environment import machine, versions
 
-SHOWN = 5  # prompts in the picture, from first to last evenly
+SHOWN = 4  # prompts in the picture, from first to last evenly
 
 
 @one_line_errors
