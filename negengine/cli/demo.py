@@ -52,7 +52,7 @@ def demo(
             pipe = models.load(name)
             found = [show(name, pipe, groups, seed, functools.partial(_advance, progress, task)) for show in shows]
             results[name] = {part.name: part.numbers for part in found}
-            pages += [sheet(part.title, part.heads, _some(part.rows)) for part in found]
+            pages += [sheet(part.title, part.heads, _some(part.rows), part.about) for part in found]
     picture, data = output / "demo.png", output / "demo.json"
     stack(pages).save(picture)
     told = {"date": time.strftime("%Y-%m-%d"), "seed": seed, "machine": machine(), "versions": versions(), "models": results}

@@ -32,7 +32,7 @@ class Shown:
     """One part of the demo.
 
     Attributes:
-        name: in the JSON. title: above the picture. heads: above its two columns. rows: of the picture.
+        name: in the JSON. title, about: above the picture. heads: above its two columns. rows: of the picture.
         numbers: variants, metrics (means, and intervals of the differences from the first variant), settings, seconds.
     """
 
@@ -41,6 +41,7 @@ class Shown:
     heads: tuple[str, str]
     rows: list[Row]
     numbers: Mapping[str, Any]
+    about: str = ""
 
 
 Advance = Callable[[int, int], None]  # told how many groups are drawn, and how many there will be
@@ -72,7 +73,8 @@ def differ(name: str, pipe: Any, groups: int, seed: int, advance: Advance) -> Sh
         for plain, merged, note in zip(drawn[0].groups, drawn[1].groups, notes, strict=True)
     ]
     title = f"{name}: the same seeds, without and with NegToMe"
-    return Shown("differ", title, ("without", "with NegToMe, the same seeds"), rows, numbers)
+    about = "a look: gender, skin tone and style of drawing, as a classifier reads them" if any(notes) else ""
+    return Shown("differ", title, ("without", "with NegToMe, the same seeds"), rows, numbers, about)
 
 
 def away(name: str, pipe: Any, groups: int, seed: int, advance: Advance) -> Shown:
@@ -90,14 +92,14 @@ def away(name: str, pipe: Any, groups: int, seed: int, advance: Advance) -> Show
     preset = models.negtome_preset(name)
     variants = [Variant(name="without")] + [
         Variant(name=label, methods=lambda seed, mask=mask: [_away_from(preset, person.picture, mask)])  # type: ignore[misc]
-        for label, mask in (("away from the picture", None), ("away from its white part", person.mask))
+        for label, mask in (("away from the picture", None), ("away from its head", person.mask))
     ]
     drawn, seconds = _drawn(name, pipe, protocol, variants, advance)
     numbers = _numbers(name, world, protocol, drawn, seconds, person.picture)
     plain, whole, part = (variant.groups[0].images for variant in drawn)
     rows = [
         Row("away from this picture", plain, whole, pictures=(person.picture,)),
-        Row("away from its white part", plain, part, pictures=(person.picture, person.mask)),
+        Row("away from its head: the mask's white", plain, part, pictures=(person.picture, person.mask)),
     ]
     title = f'{name}: "{person.prompt}", away from a given picture'
     return Shown("away", title, ("without", "away from the picture, the same seeds"), rows, numbers)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 SHOWN = 96  # pixels, about: small pictures are enlarged
-LABEL = 190  # pixels, at least, so that pages below each other stand in line
+LABEL = 204  # pixels, at least, so that pages below each other stand in line
 GAP = 6
-INK, PAPER, FAINT = (30, 30, 34), (255, 255, 255), (120, 120, 128)
+INK, PAPER, FAINT = (30, 30, 34), (255, 255, 255), (100, 100, 108)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,12 @@ class Row:
     note: str = ""
 
 
-def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row]) -> Image.Image:
-    """Rows from top to bottom, without on the left, with on the right."""
+def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row], about: str = "") -> Image.Image:
+    """Rows from top to bottom, without on the left, with on the right.
+
+    Args:
+        about: what a reader must know, behind the title.
+    """
     size = _size(rows[0].without[0])
     count = len(rows[0].without)
     text, small = ImageFont.load_default(16), ImageFont.load_default(13)
@@ -45,6 +49,9 @@ def sheet(title: str, heads: tuple[str, str], rows: Sequence[Row]) -> Image.Imag
     page = Image.new("RGB", (right + block + GAP + note, top + sum(heights) + GAP * len(rows)), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, 8), title, INK, font=text)
+    draw.text((GAP + text.getlength(f"{title}   "), 10), about, FAINT, font=small)
+    between = (left + block + right) // 2
+    draw.line((between, 38, between, top + sum(heights) + GAP * (len(rows) - 1)), FAINT)
     for x, head in zip((left, right), heads, strict=True):
         draw.text((x, 38), head, INK, font=small)
     y = top

@@ -114,11 +114,11 @@ def test_the_demo_of_people_keeps_away_from_a_picture_and_counts_looks(tmp_path,
     looks = numbers["differ"]["metrics"]["distinct:people-look"]["mean"]
     assert 1 <= looks["without"] <= 4
     away = numbers["away"]
-    assert away["variants"] == ["without", "away from the picture", "away from its white part"]
+    assert away["variants"] == ["without", "away from the picture", "away from its head"]
     similar = away["metrics"]["asset-similarity:people-classifier"]["mean"]
     assert len(set(similar.values())) > 1
-    assert away["methods"]["away from its white part"][0]["reference"] == [{"image": "in memory", "mask": True, "noise": True}]
-    assert "away from its white part: NegToMe on" in result.output
+    assert away["methods"]["away from its head"][0]["reference"] == [{"image": "in memory", "mask": True, "noise": True}]
+    assert "away from its head: NegToMe on" in result.output
     assert Image.open(tmp_path / "demo.png").width > 8 * 96
 
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from negengine.cli.sheet import INK, PAPER, Row, sheet, stack
+from negengine.cli.sheet import FAINT, INK, PAPER, Row, sheet, stack
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 200, 0)
 
@@ -32,6 +32,16 @@ def test_a_picture_and_its_mask_stand_in_frames_below_the_label():
     assert frames == pytest.approx(2 * (96**2 - 92**2), rel=0.02)
     assert page.height > plain.height
     assert share(page, RED) == share(page, BLUE) == 2 * 96**2
+
+
+def test_a_line_parts_the_halves_and_what_to_know_stands_behind_the_title():
+    rows = [Row("a cat", [image(RED)] * 4, [image(BLUE)] * 4)] * 3
+    page = sheet("title", ("left", "right"), rows)
+    lines = [x for x in range(page.width) if all(page.getpixel((x, y)) == FAINT for y in range(60, page.height - 20))]
+    (line,) = lines
+    reds, blues = ([x for x in range(page.width) if page.getpixel((x, 100)) == colour] for colour in (RED, BLUE))
+    assert line - max(reds) == pytest.approx(min(blues) - line, abs=1)
+    assert share(sheet("title", ("left", "right"), rows, "a word"), FAINT) > share(page, FAINT)
 
 
 def test_pages_stand_below_each_other():
