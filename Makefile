@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard kernels/cpu/*.* ker
 demo: install ## the same seeds without and with NegToMe, and away from a picture: picture, tables, JSON
 	$(PY) -m negengine.cli demo --output $(OUT)/demo
 
-evidence: install ## what each method does to the models that draw people: docs/evidence.md, its plots and gallery, 40 minutes
+evidence: install ## what each method does to the models that draw people: docs/evidence.md, its plots and gallery, 50 minutes on two cores
 	$(PY) bench/evidence.py
 
 # a process per core, each with one thread; a process takes about 1 GB

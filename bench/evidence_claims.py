@@ -16,6 +16,7 @@ Document = Callable[[str], Mapping[str, Any] | None]
 MORE, LESS = 1, -1
 AT_MOST_LOST = 0.03  # of fidelity, as a share of the images
 STRONG = 10  # scale of DNG
+AS_MANY = 0.05  # difference of two shares of what is forbidden that are compared with each other
 MODELS = ("people-flux", "people-sdxl")
 RIVALS = ("negative prompting", "SLD")
 
@@ -74,13 +75,14 @@ CLAIMS = (
     *(_similar(model, "profession", "negtome 1x, its head", "without", "also if only its head is to be avoided")
       for model in ("people-flux", "people-sdxl")),
     *(_similar("people-sdxl", names, "negtome 1x", rival, f"NegToMe makes them less like it than {rival}")
-      for names in ("profession", "everything") for rival in ("negative prompting", "NAG")),
+      for names in ("profession",)  # prompted by everything, both would avoid the very words of the prompt
+      for rival in ("negative prompting", "NAG")),
     *(Claim(f"DNG draws less of what is forbidden than without ({model})", "c", f"removal, {model}", "forbidden", f"DNG {STRONG}",
             "without", LESS) for model in MODELS),
-    *(Claim(f"DNG changes {text} less than {rival} that leaves as many ({model})", "c", f"removal, {model}", metric,
+    *(Claim(f"DNG {text} than {rival} that leaves as many ({model})", "c", f"removal, {model}", metric,
             f"DNG {STRONG}", rival, LESS)
       for model, rivals in (("people-flux", RIVALS[:1]), ("people-sdxl", RIVALS)) for rival in rivals
-      for metric, text in (("kl", "the rest"), ("fid", "the FID"))),
+      for metric, text in (("kl", "changes the rest less"), ("fid", "is nearer to what is allowed"))),
     *(Claim(f"DNP shows all that is named with higher probability than {rival}", "d", "pairs",
             "prompt-probability:people-everything", "dnp", rival, MORE) for rival in ("without", "opposite", "random", "standard")),
     *(claim for method, model in (("DNG", "people-flux"), ("DNG", "people-sdxl"), ("NAG", "people-flux"))
@@ -100,8 +102,12 @@ def table(document: Document) -> str:
         shown = f"{number(base['mean'], claim.metric)} → {number(row['mean'], claim.metric)}, " + _difference(
             difference, claim.metric
         )
-        against = "" if base["variant"] == claim.base else f" ({base['variant']})"
-        lines.append(f"| {claim.text}{against} | {shown} | {verdict(claim, difference)} |")
+        against, said = "", verdict(claim, difference)
+        if base["variant"] != claim.base:
+            left, aim = (forbidden(claim, told, one) for one in (base["variant"], claim.variant))
+            against = f" ({base['variant']}: {number(left, 'forbidden')}, DNG: {number(aim, 'forbidden')})"
+            said = said if abs(left - aim) <= AS_MANY else "none leaves as many"
+        lines.append(f"| {claim.text}{against} | {shown} | {said} |")
     return "\n".join(lines) + "\n"
 
 
@@ -110,6 +116,12 @@ def rows_of(claim: Claim, told: Mapping[str, Any]) -> tuple[Row, Row]:
     found = {(row["variant"], row["metric"]): row for row in rows}
     row = found[claim.variant, claim.metric]
     return row, found[nearest(claim, found), claim.metric]
+
+
+def forbidden(claim: Claim, told: Mapping[str, Any], variant: str) -> float:
+    """What a variant leaves of what is forbidden, as a share."""
+    rows = (row for row in told["rows"] if (row["job"], row["metric"], row["variant"]) == (claim.job, "forbidden", variant))
+    return float(next(rows)["mean"])
 
 
 def nearest(claim: Claim, found: Mapping[tuple[str, str], Row]) -> str:

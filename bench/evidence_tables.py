@@ -114,13 +114,13 @@ def between(row: Row, metric: str, sign: str = "") -> str:
     return f" [{low}, {high}]"
 
 
-def foot(told: Mapping[str, Any], note: str = "") -> str:
-    """With what a table can be made again."""
-    sizes = next(iter(told["settings"].values()))["size"]
+def foot(told: Mapping[str, Any], job: str | None = None) -> str:
+    """With what a table can be made again; the seeds are those of a job, of the part's first by default."""
+    sizes = told["settings"][job or next(iter(told["settings"]))]["size"]
     about = f"{told['machine']['processor']}, torch {told['versions']['torch']}, {told['date']}"
     seeds = ", ".join(map(str, sizes["seeds"]))
     made = f"\n`python bench/evidence.py --part {told['part']}`: {told['images']} images, seeds {seeds}; {about}."
-    return f"{made}{' ' + note if note else ''}\n"
+    return f"{made}\n"
 
 
 def _images(told: Mapping[str, Any], job: str) -> str:
@@ -184,7 +184,9 @@ def asset(told: dict[str, Any]) -> str:
     for names in ("profession", "everything"):
         for model in models_of(told, f", {names}"):
             text += grid(told, f"{model}, {names}", AWAY, f"{model}, the prompt names {'the ' * (names[0] == 'p')}{names}") + "\n"
-    return text.rstrip("\n") + "\n" + foot(told)
+    one = next(job for job in told["settings"] if job.startswith(models_of(told, ", profession")[0]))
+    characters = len({job.rpartition(", ")[2] for job in told["settings"]})
+    return text + f"{characters} characters, each: {_images(told, one)} Intervals hold for these characters.\n" + foot(told)
 
 
 @measured("c")
@@ -204,7 +206,8 @@ def posterior(told: dict[str, Any]) -> str:
             steps = len(of["p50"]) - 1
             shown = " | ".join(f"{of['p50'][min(step, steps)]:.2g}" for step in (0, 5, 10, steps))
             lines.append(f"| {name}, those that {group} | {of['images']} | {shown} |")
-    return "\n".join(lines) + "\n" + foot(told) + "\n![DNG's estimate over the steps](evidence-posterior.png)\n"
+    watched = next(job for job in told["settings"] if job.startswith("related"))
+    return "\n".join(lines) + "\n" + foot(told, watched) + "\n![DNG's estimate over the steps](evidence-posterior.png)\n"
 
 
 @measured("d")

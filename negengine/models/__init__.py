@@ -63,12 +63,15 @@ def path(name: str) -> Path:
 def load(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DiffusionPipeline:
     """The pipeline of a model: a ``FluxPipeline`` or a ``StableDiffusionXLPipeline``, its progress bar off.
 
+    Without a size of one's own it draws what it learned to draw, 32 x 32 or 64 x 64; ``FluxPipeline`` alone would take 128 latents.
+
     Raises: as :func:`path`.
     """
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(path(name), dtype=dtype, local_files_only=True).to(device)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.default_sample_size = preset(name).height // pipeline.vae_scale_factor
     return pipeline
 
 

@@ -58,6 +58,7 @@ SIZE = {"seeds": [0, 1, 2], "images": 4, "steps": None, "prompts": None}
 def told(part, rows, **more):
     setting = {"prompts": ["a cook"] * 8, "size": SIZE}
     jobs = dict.fromkeys([row["job"] for row in rows], setting)
+    jobs |= {name.rpartition(", ")[0]: setting | {"size": SIZE | {"seeds": [7]}} for name in more.get("posterior", {})}
     about = {"machine": {"processor": "P"}, "versions": {"torch": "2"}, "date": "2026-11-26", "images": 9}
     return {"part": part, "rows": rows, "settings": jobs, **about, **more}
 
@@ -134,12 +135,27 @@ def test_each_verdict_is_that_of_the_interval(results):
 
 def test_methods_are_compared_where_they_leave_as_many(results):
     line = said(results, "DNG changes the rest less than negative prompting that leaves as many (people-sdxl)")
-    assert "(negative prompting 1)" in line  # leaves 0.11, DNG 10 leaves 0.10
+    assert "(negative prompting 1: 11.1 %, DNG: 10.3 %)" in line
     assert line.endswith("| **shows** |")
     other = {**results, "c": {**results["c"], "rows": [
         row | ({"values": {k: v + 1 for k, v in row["values"].items()}, "mean": row["mean"] + 1}
                if (row["variant"], row["metric"]) == ("DNG 10", "kl") else {}) for row in results["c"]["rows"]]}}  # fmt: skip
     assert said(other, "the rest less than negative prompting that leaves as many (people-sdxl)").endswith("| the contrary shows |")
+
+
+def test_a_rival_that_leaves_far_more_or_fewer_is_no_equal(results):
+    far = {**results, "c": {**results["c"], "rows": [
+        row | ({"mean": 0.9} if row["metric"] == "forbidden" and row["variant"].startswith("negative") else {})
+        for row in results["c"]["rows"]]}}  # fmt: skip
+    line = said(far, "changes the rest less than negative prompting that leaves as many (people-sdxl)")
+    assert line.endswith("| none leaves as many |")
+
+
+def test_the_committed_results_are_of_these_models_and_settings():
+    for name in evidence.NAMES:
+        page = evidence.ROOT / "docs" / "gallery.html"
+        path = page if name == "gallery" else evidence.RESULTS / f"{name}.json"
+        assert evidence.is_there(path, evidence.settings_of(name, FULL)), f"run `python bench/evidence.py --part {name}`"
 
 
 def test_a_part_without_results_is_said_to_be_none():
@@ -157,6 +173,7 @@ def test_tables_have_every_variant_and_mark_what_is_sure(results, monkeypatch):
     assert evidence_tables.guidance().count(", **+") == 5 * 4
     assert evidence_tables.pairs().count("| DNP against") == 4
     assert "| related, people-sdxl, watched, those that show it | 3 | 0.1 | 0.6 | 0.6 | 0.6 |" in evidence_tables.posterior()
+    assert "seeds 7;" in evidence_tables.posterior()  # of its own jobs
     for _, make in evidence_tables.TABLES.values():
         assert "nan" not in make()
 

@@ -25,7 +25,7 @@ def copy(tmp_path):
     names = ("measured", "kernels", "kernels-triton", "predicted", "guidance-kernels", "dng", "host-cost", "evidence")
     documents = tuple(f"docs/{name}.md" for name in names)
     scripts = tuple(f"bench/{name}.py" for name in ("tables", "evidence_tables", "evidence_claims"))
-    for name in (*documents, *scripts, "bench/results"):
+    for name in (*documents, *scripts, "docs/gallery.html", "bench/laboratory", "bench/results"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-r", ROOT / name, target], check=True)

@@ -57,6 +57,13 @@ def test_sdxl_draws_its_size_by_default_with_attention_at_two_grids(model: str, 
     assert grids == [(8, 8), (16, 16)]
 
 
+@pytest.mark.parametrize("model", [name for name in models.NAMES if name.endswith("flux")])
+def test_flux_draws_its_size_by_default(model: str) -> None:
+    pipeline = models.load(model)
+    size = models.preset(model).height
+    assert pipeline(models.prompts_of(model)[0], num_inference_steps=1).images[0].size == (size, size)
+
+
 def test_save_pretrained_round_trip_is_bit_identical(name: str, pipeline: DiffusionPipeline, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path)
     again = CLASSES[name].from_pretrained(tmp_path)

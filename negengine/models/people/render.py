@@ -1,7 +1,8 @@
 """``python -m negengine.models.people.render PACKAGES``: make the sheet of pictures anew from the three icon packages.
 
-The packages come from ``npm pack @iconify-json/fluent-emoji-flat @iconify-json/noto @iconify-json/twemoji``, each unpacked into a
-folder of its own below ``PACKAGES``; ``resvg_py`` draws them. Neither is needed to train: the sheet is part of the package.
+The packages come from ``npm pack @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/noto@1.2.9
+@iconify-json/twemoji@1.2.5``; other versions draw other pictures. Each is unpacked into a folder of its own below ``PACKAGES``;
+``resvg_py`` draws them. Neither is needed to train: the sheet is part of the package.
 """
 
 from __future__ import annotations
