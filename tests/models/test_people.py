@@ -117,8 +117,19 @@ def test_the_table_is_published() -> None:
     for profession, (gender, tone, style) in world.DOMINANT.items():
         assert f"| {profession} | {gender}, {tone} skin, {style} |" in text
     assert f"{world.DOMINANCE:.0%}".replace("%", " %") in text
-    for share in prompts.SHARES.values():
-        assert f"{share:.0%}".replace("%", " %") in text
+    words = " ".join(text.split())
+    alone, everything, some = (f"{share:.0%}".replace("%", " %") for share in prompts.SHARES.values())
+    assert f"{alone} of the prompts name the profession alone, {everything} name everything, and {some} one or two" in words
+    late = [f"{share:.0%}"[:-1] for share in prompts.LATE_SHARES.values()]
+    assert f"in the later stage {late[0]}, {late[1]} and {late[2]} %" in words
+
+
+def test_prompts_of_the_later_stage_name_more() -> None:
+    data = world.LatentPeople(torch.zeros(1, 1080, 1, 1, 1))
+    for stage, shares in ((data, prompts.SHARES), (data.later(), prompts.LATE_SHARES)):
+        _, texts = stage.draw(6000, torch.Generator().manual_seed(0))
+        left_open = [prompts.named(one)[1:] == world.LOOKS for one in texts]
+        assert sum(left_open) / 6000 == pytest.approx(shares["profession"], abs=0.02)
 
 
 def test_drawing_follows_the_table_and_the_prompts() -> None:
