@@ -74,9 +74,8 @@ CLAIMS = (
       for model in ("people-flux", "people-sdxl") for names in ("profession", "everything")),
     *(_similar(model, "profession", "negtome 1x, its head", "without", "also if only its head is to be avoided")
       for model in ("people-flux", "people-sdxl")),
-    *(_similar("people-sdxl", names, "negtome 1x", rival, f"NegToMe makes them less like it than {rival}")
-      for names in ("profession",)  # prompted by everything, both would avoid the very words of the prompt
-      for rival in ("negative prompting", "NAG")),
+    *(_similar("people-sdxl", "profession", "negtome 1x", rival, f"NegToMe makes them less like it than {rival}")
+      for rival in ("negative prompting", "NAG")),  # prompted by everything, both would avoid the very words of the prompt
     *(Claim(f"DNG draws less of what is forbidden than without ({model})", "c", f"removal, {model}", "forbidden", f"DNG {STRONG}",
             "without", LESS) for model in MODELS),
     *(Claim(f"DNG {text} than {rival} that leaves as many ({model})", "c", f"removal, {model}", metric,

@@ -119,8 +119,7 @@ def foot(told: Mapping[str, Any], job: str | None = None) -> str:
     sizes = told["settings"][job or next(iter(told["settings"]))]["size"]
     about = f"{told['machine']['processor']}, torch {told['versions']['torch']}, {told['date']}"
     seeds = ", ".join(map(str, sizes["seeds"]))
-    made = f"\n`python bench/evidence.py --part {told['part']}`: {told['images']} images, seeds {seeds}; {about}."
-    return f"{made}\n"
+    return f"\n`python bench/evidence.py --part {told['part']}`: {told['images']} images, seeds {seeds}; {about}.\n"
 
 
 def _images(told: Mapping[str, Any], job: str) -> str:

@@ -11,7 +11,7 @@ from negengine.evaluate import people
 from negengine.evaluate.draw import Variant
 from negengine.evaluate.groups import Drawn
 
-from .job import Job, Size, Studio, there
+from .job import Job, Size, Studio
 from .numbers import measured, pooled
 
 TITLE = "Away from a given character"
@@ -26,7 +26,7 @@ def jobs(size: Size) -> list[Job]:
     for profession in CHARACTERS[: size.prompts]:
         person = people.character(profession)
         for names, field in PROMPTED.items():
-            for model in there():
+            for model in models.PEOPLE:
                 variants = _away(person, models.negtome_preset(model))
                 if model == "people-sdxl":
                     variants += _negative(person)

@@ -106,14 +106,6 @@ class Job:
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-PEOPLE = ("people-flux", "people-sdxl")
-
-
-def there(names: Sequence[str] = PEOPLE) -> list[str]:
-    """Those of some embedded models that this version has."""
-    return [name for name in names if name in models.NAMES]
-
-
 def weights(model: str) -> str:
     """What tells a model's weights from others: a digest of its manifest."""
     return hashlib.sha256((models.path(model) / "manifest.json").read_bytes()).hexdigest()[:16]

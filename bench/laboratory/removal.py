@@ -16,7 +16,7 @@ from negengine.evaluate.groups import Drawn
 from negengine.models.people.attributes import STYLES
 
 from .avoiding import PROMPTS, away, forbidden, removal_rows, with_style
-from .job import ANCESTRAL, Job, Size, Studio, there
+from .job import ANCESTRAL, Job, Size, Studio
 from .numbers import Reading
 
 TITLE = "DNG: a style that is to be absent"
@@ -30,7 +30,7 @@ STEPS_OF_THE_PRESETS = 50  # for which SLD's warm-ups are made
 
 
 def jobs(size: Size) -> list[Job]:
-    return [job for model in there() for job in _of_model(model, size)]
+    return [job for model in models.PEOPLE for job in _of_model(model, size)]
 
 
 def _of_model(model: str, size: Size) -> list[Job]:

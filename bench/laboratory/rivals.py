@@ -14,7 +14,7 @@ from negengine.models.people.attributes import PROFESSIONS
 from negengine.models.people.prompts import named
 
 from .diversity import MANY, always, modes, numbers
-from .job import Job, Size, Studio, there
+from .job import Job, Size, Studio
 
 TITLE = "NegToMe beside its rivals"
 WATCHED = ()
@@ -22,8 +22,6 @@ MODEL = "people-sdxl"
 
 
 def jobs(size: Size) -> list[Job]:
-    if not there((MODEL,)):
-        return []
     preset = models.negtome_preset(MODEL)
     variants = (*modes(preset), *_rivals(preset, size.images))
     return [Job(name="sdxl", model=MODEL, prompts=size.of(MANY), variants=variants, size=size)]

@@ -19,7 +19,7 @@ from negengine.evaluate.groups import Drawn, Group
 from negengine.models import load_classifier
 
 from . import avoiding, removal
-from .job import ANCESTRAL, Job, Size, Studio, there
+from .job import ANCESTRAL, Job, Size, Studio
 
 TITLE = "Gallery"
 WATCHED = ()
@@ -49,7 +49,7 @@ class Dial:
 
 
 def dials() -> list[Dial]:
-    return [dial for model in there() for dial in _of_model(model)]
+    return [dial for model in models.PEOPLE for dial in _of_model(model)]
 
 
 def _of_model(model: str) -> list[Dial]:

@@ -12,7 +12,7 @@ from negengine.evaluate.groups import Drawn
 from negengine.methods import Method
 
 from .avoiding import PROMPTS, away, removal_rows
-from .job import ANCESTRAL, Job, Size, Studio, there
+from .job import ANCESTRAL, Job, Size, Studio
 from .numbers import DIVERSITY, measured
 from .removal import DNG, STRONG, guided_as, plain_call
 
@@ -23,7 +23,7 @@ FEW_STEPS = 4
 
 def jobs(size: Size) -> list[Job]:
     few = dataclasses.replace(size, steps=min(size.steps or FEW_STEPS, FEW_STEPS))
-    return [*(_with_dng(model, size) for model in there()), *(_with_nag(model, few) for model in there(("people-flux",)))]
+    return [*(_with_dng(model, size) for model in models.PEOPLE), _with_nag("people-flux", few)]
 
 
 def _with_dng(model: str, size: Size) -> Job:
